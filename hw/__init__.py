@@ -1,0 +1,1 @@
+"""Hardware: Amaranth components. Imports amaranth and the standard library only."""

@@ -1,0 +1,36 @@
+"""What every unit provides."""
+from __future__ import annotations
+
+from amaranth import signed, unsigned
+from amaranth.lib import data, stream, wiring
+
+from hw.params import Lanes
+
+
+def signature(lanes: Lanes) -> stream.Signature:
+    """The stream that carries ``lanes``: payload is an array of integers, lane 0 lowest."""
+    shape = signed(lanes.bits) if lanes.signed else unsigned(lanes.bits)
+    return stream.Signature(data.ArrayLayout(shape, lanes.lanes))
+
+
+class Unit(wiring.Component):
+    """A streaming unit: one node of the network.
+
+    Every stream obeys the rules of DESIGN.md section 4: valid never waits for ready, and payload is held until taken.
+    Ports that consume are named ``i`` (or ``<what>_i``, ``i0``, ``i1``), ports that produce ``o`` (or ``o0``, ``o1``).
+
+    Members common to all units:
+
+    * ``frame_cycles``: cycles between two back-to-back frames when neither side stalls;
+    * ``multipliers``: how many multiplications the unit can start in a cycle.
+    """
+
+    @property
+    def frame_cycles(self) -> int:
+        """Steady interval of back-to-back frames, in cycles."""
+        raise NotImplementedError(f"{type(self).__name__} must state its frame_cycles")
+
+    @property
+    def multipliers(self) -> int:
+        """Multipliers in the data path (0 for units that only move data)."""
+        return 0

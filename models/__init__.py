@@ -1,0 +1,1 @@
+"""PyTorch: trainable operators, detectors, training, quantization, evaluation, export."""

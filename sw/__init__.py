@@ -1,0 +1,1 @@
+"""Compiler and golden model: NumPy integers. Never imports torch."""
