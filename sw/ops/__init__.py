@@ -1,0 +1,29 @@
+"""The operators of the integer graph, one module each. A new operator adds its line here."""
+from .base import Array, Op, TensorType
+from .concat import Concat
+from .conv import Conv
+from .deform import Deform
+from .depthwise import Depthwise
+from .max_pool import MaxPool
+from .requant import Requant
+from .shuffle import Shuffle
+from .split import Split
+from .upsample import Upsample
+
+OPS: dict[str, type[Op]] = {op.name: op for op in (Conv, Depthwise, Deform, Requant, MaxPool, Upsample, Split, Concat, Shuffle)}
+
+__all__ = [
+    "OPS",
+    "Array",
+    "Concat",
+    "Conv",
+    "Deform",
+    "Depthwise",
+    "MaxPool",
+    "Op",
+    "Requant",
+    "Shuffle",
+    "Split",
+    "TensorType",
+    "Upsample",
+]

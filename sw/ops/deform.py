@@ -1,0 +1,91 @@
+"""Square, bounded, deformable depthwise convolution: one dilation a pixel, shared by all channels."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .base import Array, Op, TensorType, accumulator, expect_channels, integers, signed_bits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Deform(Op):
+    """CoDeNet's operator (FPGA'21, section 4; DESIGN.md section 3), on integers.
+
+    Inputs: ``x`` (H, W, C) and ``offset`` (H, W, 1), the code ``o`` = (s - 1)·2^F, where s is the dilation at that pixel
+    and F = ``frac_bits``. Tap (i, j), i and j in -(K-1)/2..(K-1)/2, lies at p + s·(i, j). A coordinate c (in 2^-F pixels)
+    splits into c >> F and c & (2^F - 1); the four bilinear weights are exact integers whose sum is 2^(2F); a
+    neighbour outside the map counts 0 by itself.
+
+    ``acc = bias + Σ_taps weights[tap, c] · Σ_neighbours bilinear · x``: the accumulator and ``bias`` (C,) are at the scale
+    of x · weights · 2^(-2F). Attributes: ``weights`` (K, K, C), K odd; ``low``, ``high``: range of ``o``.
+    """
+
+    name = "deform"
+    weights: Array
+    bias: Array
+    frac_bits: int
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", integers("weights", self.weights, 3))
+        object.__setattr__(self, "bias", integers("bias", self.bias, 1))
+        if self.weights.shape[0] != self.weights.shape[1] or self.weights.shape[0] % 2 == 0:
+            raise ValueError(f"weights must be (K, K, C) with K odd, not {self.weights.shape!r}")
+        if self.bias.shape != self.weights.shape[2:]:
+            raise ValueError(f"bias must have {self.weights.shape[2]} entries, not shape {self.bias.shape!r}")
+        if not 0 <= self.frac_bits <= 4:
+            raise ValueError(f"frac_bits must be in 0..4, not {self.frac_bits!r}")
+        if self.low > self.high:
+            raise ValueError(f"low must be at most high, not {self.low!r} > {self.high!r}")
+
+    @property
+    def reach(self) -> int:
+        """Rows (and columns) around a pixel that a tap's own position can touch: R = ceil(max|s|·(K-1)/2)."""
+        one = 1 << self.frac_bits
+        furthest = max(abs(self.low + one), abs(self.high + one)) * (self.weights.shape[0] // 2)
+        return -(-furthest // one)
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        x, offset = inputs
+        channels = self.weights.shape[2]
+        expect_channels("deform", x.channels, channels)
+        expect_channels("deform's offset", offset.channels, 1)
+        if (x.height, x.width) != (offset.height, offset.width):
+            raise ValueError(f"offset must be {x.height}x{x.width} like its map, not {offset.height}x{offset.width}")
+        if self.low < offset.lowest or self.high > offset.highest:
+            raise ValueError(f"offset must hold {self.low}..{self.high}, its type is {offset}")
+        low, high = accumulator(x, self.weights.reshape(-1, channels).T, self.bias, gain=1 << 2 * self.frac_bits)
+        return (TensorType(height=x.height, width=x.width, channels=channels, bits=signed_bits(low, high), signed=True),)
+
+    def golden(self, *inputs: Array) -> tuple[Array, ...]:
+        x, offset = inputs
+        size = self.weights.shape[0]
+        acc = np.zeros(x.shape, np.int64) + self.bias
+        for i in range(size):
+            for j in range(size):
+                acc += self.weights[i, j] * self._sample(x.astype(np.int64), offset[..., 0], i - size // 2, j - size // 2)
+        return (acc,)
+
+    def _sample(self, x: Array, offset: Array, i: int, j: int) -> Array:
+        """The map at p + s·(i, j) for every pixel p, times 2^(2F)."""
+        frac, one = self.frac_bits, 1 << self.frac_bits
+        _, height, width, _ = x.shape
+        dilation = np.clip(offset.astype(np.int64), self.low, self.high) + one
+        row = (np.arange(height)[:, None] << frac) + i * dilation
+        col = (np.arange(width) << frac) + j * dilation
+        total = np.zeros(x.shape, np.int64)
+        for down in (0, 1):
+            for right in (0, 1):
+                y, x_ = (row >> frac) + down, (col >> frac) + right
+                fy, fx = row & one - 1, col & one - 1
+                weight = (fy if down else one - fy) * (fx if right else one - fx)
+                inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)
+                image = np.arange(len(x))[:, None, None]
+                value = x[image, np.clip(y, 0, height - 1), np.clip(x_, 0, width - 1)]
+                total += (weight * inside)[..., None] * value
+        return total
+
+    def multiplications(self, *inputs: TensorType) -> int:
+        return inputs[0].pixels * int(np.prod(self.weights.shape))
