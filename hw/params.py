@@ -83,6 +83,6 @@ class Window:
         ):
             size = (n + before + after - (k - 1) * d - 1) // s + 1
             if size < 1:
-                raise ValueError(f"a window of {self.kernel} with dilation {self.dilation} does not fit a {height}x{width} map padded by {self.pad}")
+                raise ValueError(f"a {self.kernel} window with dilation {self.dilation} does not fit {height}x{width} padded by {self.pad}")
             sizes.append(size)
         return sizes[0], sizes[1]

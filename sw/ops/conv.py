@@ -11,6 +11,10 @@ from .base import Array, Op, TensorType, accumulator, expect_channels, integers,
 from .windows import exact_matmul, windows
 
 
+#: The window of a pointwise convolution.
+POINT = Window()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conv(Op):
     """``acc[y, x, o] = bias[o] + Σ_{i,j,c} weights[o, i, j, c] · x[y·s + i·d - top, x·s + j·d - left, c]``, 0 outside.
@@ -21,7 +25,7 @@ class Conv(Op):
     name = "conv"
     weights: Array
     bias: Array
-    window: Window = Window()
+    window: Window = POINT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", integers("weights", self.weights, 4))
