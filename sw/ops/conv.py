@@ -10,7 +10,6 @@ from hw.params import Window
 from .base import Array, Op, TensorType, accumulator, expect_channels, integers, signed_bits
 from .windows import exact_matmul, windows
 
-
 #: The window of a pointwise convolution.
 POINT = Window()
 
