@@ -12,13 +12,14 @@ from .base import Array, Op, TensorType, accumulator, expect_channels, integers,
 class Deform(Op):
     """CoDeNet's operator (FPGA'21, section 4; DESIGN.md section 3), on integers.
 
-    Inputs: ``x`` (H, W, C) and ``offset`` (H, W, 1), the code ``o`` = (s - 1)·2^F, where s is the dilation at that pixel
-    and F = ``frac_bits``. Tap (i, j), i and j in -(K-1)/2..(K-1)/2, lies at p + s·(i, j). A coordinate c (in 2^-F pixels)
+    Inputs: ``x`` (H, W, C) and ``offset`` (H, W, 1), a code in steps of 2^-F pixel, F = ``frac_bits``. The dilation at a pixel is
+    s = (code + ``base``)·2^-F: ``base`` is 2^F (the default) where the code is
+    o = s - 1, and 0 where it is s itself. Tap (i, j), i and j in -(K-1)/2..(K-1)/2, lies at p + s·(i, j). A coordinate c (in 2^-F pixels)
     splits into c >> F and c & (2^F - 1); the four bilinear weights are exact integers whose sum is 2^(2F); a
     neighbour outside the map counts 0 by itself.
 
     ``acc = bias + Σ_taps weights[tap, c] · Σ_neighbours bilinear · x``: the accumulator and ``bias`` (C,) are at the scale
-    of x · weights · 2^(-2F). Attributes: ``weights`` (K, K, C), K odd; ``low``, ``high``: range of ``o``.
+    of x · weights · 2^(-2F). Attributes: ``weights`` (K, K, C), K odd; ``low``, ``high``: range of the code, which saturates.
     """
 
     name = "deform"
@@ -27,6 +28,7 @@ class Deform(Op):
     frac_bits: int
     low: int
     high: int
+    base: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", integers("weights", self.weights, 3))
@@ -41,10 +43,15 @@ class Deform(Op):
             raise ValueError(f"low must be at most high, not {self.low!r} > {self.high!r}")
 
     @property
+    def origin(self) -> int:
+        """What is added to a code to give the dilation in steps of 2^-F."""
+        return 1 << self.frac_bits if self.base is None else self.base
+
+    @property
     def reach(self) -> int:
         """Rows (and columns) around a pixel that a tap's own position can touch: R = ceil(max|s|·(K-1)/2)."""
         one = 1 << self.frac_bits
-        furthest = max(abs(self.low + one), abs(self.high + one)) * (self.weights.shape[0] // 2)
+        furthest: int = max(abs(self.low + self.origin), abs(self.high + self.origin)) * int(self.weights.shape[0] // 2)
         return -(-furthest // one)
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
@@ -72,7 +79,7 @@ class Deform(Op):
         """The map at p + s·(i, j) for every pixel p, times 2^(2F)."""
         frac, one = self.frac_bits, 1 << self.frac_bits
         _, height, width, _ = x.shape
-        dilation = np.clip(offset.astype(np.int64), self.low, self.high) + one
+        dilation = np.clip(offset.astype(np.int64), self.low, self.high) + self.origin
         row = (np.arange(height)[:, None] << frac) + i * dilation
         col = (np.arange(width) << frac) + j * dilation
         total = np.zeros(x.shape, np.int64)

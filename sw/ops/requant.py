@@ -16,11 +16,9 @@ def rescale(acc: Array, multiplier: Array, shift: Array, rounding: Rounding) -> 
     """``round(acc · multiplier · 2^-shift)`` on int64; the one copy of the rounding in software (hw/lib/fixed.py is its twin)."""
     product = acc.astype(np.int64) * multiplier
     half = np.int64(1) << (shift - 1)
-    if rounding == "floor":
-        return product >> shift
-    if rounding == "half_even":
-        return (product + half - 1 + (product >> shift & 1)) >> shift
-    return (product + half) >> shift
+    addend = {"floor": np.zeros_like(half), "half_up": half, "half_even": half - 1 + (product >> shift & 1)}[rounding]
+    result: Array = (product + addend) >> shift
+    return result
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

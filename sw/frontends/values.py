@@ -1,0 +1,63 @@
+"""What an ONNX tensor can stand for while a file is lowered."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from sw.ops import Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Integers:
+    """A quantized constant: ``values`` · ``scale`` (flat; one, or one an output channel), ``bits`` wide."""
+
+    values: Array
+    scale: tuple[Fraction, ...]
+    bits: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Act:
+    """An activation: the real value is ``tensor``·``scale`` + ``offset``, clamped to ``low``..``high`` where those are given.
+
+    ``quantized`` says that it comes straight from a Quant (or only moved since), so that it may enter a multiplication.
+    """
+
+    tensor: str
+    scale: tuple[Fraction, ...]
+    quantized: bool
+    offset: tuple[Fraction, ...] = ()
+    low: Fraction | None = None
+    high: Fraction | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is pending: the integers are the value."""
+        return self.quantized and not self.offset and self.low is None and self.high is None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Taps:
+    """Offsets of a square deformable convolution: (``tensor``·``scale`` - ``shift``) times the tap pattern of a ``kernel``-wide window.
+
+    ``shift`` is 0 where the file quantizes o = s - 1, and 1 where it quantizes the dilation s itself and subtracts 1.
+    """
+
+    tensor: str
+    scale: Fraction
+    kernel: int
+    shift: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grouped:
+    """Half a channel shuffle: an activation seen as (1, groups, C / groups, H, W), transposed or not yet."""
+
+    act: Act
+    groups: int
+    transposed: bool
+
+
+Value = np.ndarray | Integers | Act | Taps | Grouped
