@@ -7,6 +7,7 @@ An ``nn.Identity`` marks a tensor that quantization gives a quantizer and that h
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ class CodenetConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(fields) - known:
             raise ValueError(f"the model's configuration has unknown fields: {sorted(unknown)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return cls(**values)
 
 
 PRESETS = {
@@ -160,14 +162,13 @@ class Codenet(nn.Module):
         self.input = nn.Identity()
         self.conv1 = nn.Sequential(*conv_bn(3, stem, 3, 2 if config.stem == "pool" else 4))
         self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem == "pool" else None
-        inputs = stem
-        for name, outputs, repeats in zip(("stage2", "stage3", "stage4"), stages, REPEATS, strict=True):
-            blocks = [Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(repeats - 1))]
-            setattr(self, name, nn.Sequential(*blocks))
-            inputs = outputs
-        self.conv5 = nn.Sequential(*conv_bn(inputs, last))
+        self.stage2, self.stage3, self.stage4 = (
+            nn.Sequential(Block(before, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(repeats - 1)))
+            for before, outputs, repeats in zip((stem, *stages), stages, REPEATS, strict=False)
+        )
+        self.conv5 = nn.Sequential(*conv_bn(stages[-1], last))
         widths = (last, *config.decoder)
-        self.decoder = nn.Sequential(*(DecoderStage(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.decoder = nn.Sequential(*(DecoderStage(a, b) for a, b in itertools.pairwise(widths)))
         self.hm = head(widths[-1], config.head_channels, len(config.classes), -2.19)
         self.wh = head(widths[-1], config.head_channels, 2, 0.0)
         self.reg = head(widths[-1], config.head_channels, 2, 0.0)
@@ -176,7 +177,8 @@ class Codenet(nn.Module):
         x = self.conv1(self.input(image))
         if self.maxpool is not None:
             x = self.maxpool(x)
-        x = self.conv5(self.stage4(self.stage3(self.stage2(x))))
+        for stage in (self.stage2, self.stage3, self.stage4, self.conv5):
+            x = stage(x)
         x = self.decoder(x)
         return self.hm(x), self.wh(x), self.reg(x)
 

@@ -1,0 +1,53 @@
+"""Checkpoint files: tensors and one JSON string, loaded as weights only, so that no file can run code."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.data.files import whole_file
+from models.detectors.codenet import Codenet, CodenetConfig
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (tensors, numbers, strings, lists and dicts of them) to ``path``, whole or not at all."""
+    with whole_file(Path(path)) as temporary:
+        torch.save(content, temporary)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what ``save`` wrote; ValueError if it is something else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} must be a checkpoint of this project: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a checkpoint of this project, not a {type(content).__name__}")
+    return content
+
+
+def save_float(path: Path, model: Codenet, *, half: bool = False, **about: Any) -> None:
+    """The float network: config, state (float16 if ``half``, to ship) and ``about``, JSON-able facts."""
+    state = {name: value.half() if half and value.is_floating_point() else value for name, value in model.state_dict().items()}
+    save(path, {"config": model.config.to_json(), "about": json.dumps(about), "state": state})
+
+
+def load_float(path: Path) -> Codenet:
+    """The float network in ``path``, in eval mode; ValueError if config and tensors do not make one."""
+    content = load(path)
+    try:
+        model = Codenet(CodenetConfig.from_json(content["config"]))
+        model.load_state_dict(as_float32(content["state"]))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} must be a float checkpoint (config and state): {error}") from error
+    return model.eval()
+
+
+def as_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with half-precision tensors widened."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

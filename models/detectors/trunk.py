@@ -1,0 +1,71 @@
+"""Pretrained trunks: torchvision-named ShuffleNetV2 state dicts into a Codenet, preprocessing folded into the stem."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.detectors.codenet import Codenet
+
+#: What torchvision's trunks expect of RGB in [0, 1]: (x - mean) / std.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TrunkReport:
+    """Which tensors came from the file, which of the trunk's did not, which of the file's found no place (and why)."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} tensors loaded"
+        for what, names in (("not in the file", self.missing), ("not used", self.unused)):
+            if names:
+                text += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        return text
+
+
+def fold_preprocessing(state: dict[str, Tensor], *, normalized: bool) -> dict[str, Tensor]:
+    """A copy of a trunk's state for input raw / 256 instead of raw / 255, or instead of (raw / 255 - mean) / std if ``normalized``.
+
+    Exact inside the image. At the border they differ: the original pads with its 0, the mean colour, and this network with black.
+    """
+    state = dict(state)
+    weight = state["conv1.0.weight"].double()
+    if normalized:
+        weight = weight / torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
+        shift = (weight * torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)).sum((1, 2, 3))
+        state["conv1.1.running_mean"] = (state["conv1.1.running_mean"].double() + shift).float()
+    state["conv1.0.weight"] = (weight * (256 / 255)).float()
+    return state
+
+
+def load_trunk(model: Codenet, path: Path, *, normalized: bool | None = None) -> TrunkReport:
+    """Load stem and stages from ``path``, a state dict with torchvision's names (weights only: the file cannot run code).
+
+    normalized: whether the trunk expects ImageNet's mean and std; None: only if the file's name says "meanstd" or "nanodet".
+    Raises ValueError if the file is no such state dict or fits nowhere.
+    """
+    path = Path(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} must be a PyTorch state dict: {error}") from error
+    if not isinstance(state, dict) or "conv1.0.weight" not in state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} must be a state dict with torchvision's ShuffleNetV2 names (conv1.0.weight, stage2.0...)")
+    if normalized is None:
+        normalized = "meanstd" in path.name or "nanodet" in path.name
+    own = {name: value for name, value in model.state_dict().items() if name.split(".")[0] in ("conv1", "stage2", "stage3", "stage4", "conv5")}
+    if state["conv1.0.weight"].shape == own["conv1.0.weight"].shape:
+        state = fold_preprocessing(state, normalized=normalized)
+    fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not any(name.startswith("stage") for name in fits):
+        raise ValueError(f"{path} does not fit a network of width {model.config.width}: no stage has its shapes")
+    model.load_state_dict(fits, strict=False)
+    return TrunkReport(tuple(fits), tuple(sorted(set(own) - set(fits))), tuple(sorted(set(state) - set(fits))))
