@@ -1,0 +1,141 @@
+"""How wide every unit is: lanes in and out of each node, chosen for a target interval or pinned by the user."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+
+from sw.errors import CompileError
+from sw.graph import Graph, Node
+from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Split, TensorType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Lanes of a node's input and output streams. For a convolution: SIMD and PE."""
+
+    lanes_in: int
+    lanes_out: int
+
+
+def beats(channels: int, lanes: int) -> int:
+    """Beats a pixel takes."""
+    return -(-channels // lanes)
+
+
+def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
+    """Cycles between two back-to-back frames of the node's unit, as the unit's ``frame_cycles`` says."""
+    x = types[0]
+    (out, *_) = node.op.infer(*types)
+    reading = x.pixels * beats(x.channels, fold.lanes_in)
+    if isinstance(node.op, Conv):
+        vector = node.op.window.taps * beats(x.channels, fold.lanes_in)
+        return max(reading, out.pixels * vector * beats(out.channels, fold.lanes_out))
+    if isinstance(node.op, Depthwise | Deform | MaxPool):
+        taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool) else node.op.weights.shape[0] ** 2
+        return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))
+    if isinstance(node.op, Concat):
+        return sum(t.pixels * beats(t.channels, fold.lanes_in) for t in types)
+    return max(reading, out.pixels * beats(out.channels, fold.lanes_out))
+
+
+def _widths(channels: int) -> list[int]:
+    """The lane counts worth trying: the narrowest for each number of beats, ascending."""
+    return sorted({-(-channels // n) for n in range(1, channels + 1)})
+
+
+def floor_cycles(graph: Graph) -> int:
+    """The interval that no folding can beat: every unit at its widest."""
+    slowest = graph.tensors[graph.inputs[0]].type.pixels
+    for node in graph.nodes:
+        types = graph.types(node.inputs)
+        widest = _widest(node, types, [t.type for t in (graph.tensors[o] for o in node.outputs)])
+        slowest = max(slowest, cycles(node, types, widest))
+    return slowest
+
+
+def _widest(node: Node, types: list[TensorType], outs: list[TensorType]) -> Fold:
+    if isinstance(node.op, Split | Concat):
+        common = _common(node, types)
+        return Fold(lanes_in=common, lanes_out=common)
+    return Fold(lanes_in=types[0].channels, lanes_out=outs[0].channels)
+
+
+def _common(node: Node, types: list[TensorType]) -> int:
+    """The widest beat that no part of a split or concat straddles."""
+    sizes = node.op.sizes if isinstance(node.op, Split) else tuple(t.channels for t in types)
+    return gcd(*sizes)
+
+
+def choose(graph: Graph, target: int | None = None, pins: Mapping[str, Fold] | None = None) -> dict[str, Fold]:
+    """A fold for every node such that none takes more than ``target`` cycles a frame (None: as fast as any folding can be).
+
+    Each node gets the fewest multipliers that meet the target. ``pins`` overrides nodes by name. CompileError if the
+    target cannot be met, or a pin does not fit its node.
+    """
+    pins = dict(pins or {})
+    target = floor_cycles(graph) if target is None else target
+    result: dict[str, Fold] = {}
+    for node in graph.nodes:
+        types = graph.types(node.inputs)
+        out = graph.tensors[node.outputs[0]].type
+        before = graph.producer(node.inputs[0])
+        arriving = result[before.name].lanes_out if before is not None else types[0].channels
+        if node.name in pins:
+            result[node.name] = _checked(node, types, out, pins.pop(node.name))
+            continue
+        options = sorted(_options(node, types, out, arriving), key=lambda f: _cost(node, f))
+        fitting = [f for f in options if cycles(node, types, f) <= target]
+        if not fitting:
+            raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph)}")
+        result[node.name] = fitting[0]
+    if pins:
+        raise CompileError(f"the folding file pins {', '.join(sorted(pins))}, which the network does not have")
+    return result
+
+
+def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int) -> list[Fold]:
+    x = types[0]
+    if isinstance(node.op, Conv):
+        return [Fold(lanes_in=s, lanes_out=p) for s in _widths(x.channels) for p in _widths(out.channels)]
+    if isinstance(node.op, Split | Concat):
+        common = _common(node, types)
+        return [Fold(lanes_in=n, lanes_out=n) for n in range(1, common + 1) if common % n == 0]
+    if isinstance(node.op, Depthwise | Deform | MaxPool):
+        return [Fold(lanes_in=n, lanes_out=n) for n in _widths(x.channels)]
+    # The rest takes the beats that come, or wider ones where those are too slow.
+    return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
+
+
+def _cost(node: Node, fold: Fold) -> tuple[int, int]:
+    """Fewest multipliers first; among equals few PE, since each brings an accumulator and a requantizer."""
+    if isinstance(node.op, Conv):
+        return fold.lanes_in * fold.lanes_out + 3 * fold.lanes_out, fold.lanes_out
+    return fold.lanes_out, fold.lanes_out
+
+
+def _checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Fold:
+    x = types[0]
+    if not 1 <= fold.lanes_in <= x.channels or not 1 <= fold.lanes_out <= out.channels:
+        raise CompileError(
+            f"{node.name}: a folding of {fold.lanes_in} lanes in and {fold.lanes_out} out does not fit "
+            f"{x.channels} channels in and {out.channels} out; accepted: 1..{x.channels} and 1..{out.channels}"
+        )
+    if not isinstance(node.op, Conv) and fold.lanes_in != fold.lanes_out:
+        raise CompileError(f"{node.name} ({node.op.name}): lanes in and out must be equal, not {fold.lanes_in} and {fold.lanes_out}")
+    if isinstance(node.op, Split | Concat) and _common(node, types) % fold.lanes_in:
+        raise CompileError(f"{node.name} ({node.op.name}): lanes must divide {_common(node, types)}, not {fold.lanes_in}")
+    return fold
+
+
+def read_pins(path: Path) -> dict[str, Fold]:
+    """Pins from a JSON file: {"node": {"lanes_in": 4, "lanes_out": 8}}."""
+    try:
+        table = json.loads(path.read_text())
+        return {str(k): Fold(lanes_in=int(v["lanes_in"]), lanes_out=int(v["lanes_out"])) for k, v in table.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompileError(f'{path}: not a folding file ({error}); wanted: {{"node": {{"lanes_in": 4, "lanes_out": 8}}}}') from None
+
+

@@ -1,0 +1,210 @@
+"""From an integer graph and its foldings to units and links: every node a unit, every edge a stream."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hw.lib.fork import Fork
+from hw.lib.regroup import Regroup
+from hw.units.concat import ConcatUnit
+from hw.units.conv import ConvUnit
+from hw.units.deform import DeformUnit
+from hw.units.depthwise import DepthwiseUnit
+from hw.units.max_pool import MaxPoolUnit
+from hw.units.requant import RequantUnit
+from hw.units.shuffle import ShuffleUnit
+from hw.units.split import SplitUnit
+from hw.units.upsample import UpsampleUnit
+
+from hw.params import Lanes
+from hw.top import Accelerator, Link, Port
+from hw.units.base import Unit
+from sw.errors import CompileError
+from sw.folding.fold import Fold
+from sw.graph import Graph, Node
+from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
+
+
+def identifier(name: str) -> str:
+    """``name`` as a Verilog identifier."""
+    return re.sub(r"\W", "_", name)
+
+
+def lanes(kind: TensorType, count: int) -> Lanes:
+    """Beats of ``count`` channels of a map."""
+    return Lanes(lanes=count, bits=kind.bits, signed=kind.signed)
+
+
+def _conv(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
+    return ConvUnit(
+        height=x.height,
+        width=x.width,
+        in_channels=x.channels,
+        out_channels=len(op.weights),
+        window=op.window,
+        weights=op.weights.tolist(),
+        bias=op.bias.tolist(),
+        i=i,
+        o=o,
+    )
+
+
+def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
+    return DepthwiseUnit(
+        height=x.height,
+        width=x.width,
+        channels=x.channels,
+        window=op.window,
+        weights=op.weights.tolist(),
+        bias=op.bias.tolist(),
+        i=i,
+        o=o,
+    )
+
+
+def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
+    return RequantUnit(
+        channels=x.channels,
+        multiplier=op.multiplier.tolist(),
+        shift=op.shift.tolist(),
+        low=op.low,
+        high=op.high,
+        rounding=op.rounding,
+        i=i,
+        o=o,
+    )
+
+
+def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
+    x, offset = types
+    return DeformUnit(
+        height=x.height,
+        width=x.width,
+        channels=x.channels,
+        weights=op.weights.tolist(),
+        bias=op.bias.tolist(),
+        frac_bits=op.frac_bits,
+        low=op.low,
+        high=op.high,
+        base=op.origin,
+        i=i,
+        offset=lanes(offset, 1),
+        o=o,
+    )
+
+
+#: How each operator becomes a unit: (operator, input types, input beats, output beats) -> unit.
+BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes], Unit]] = {
+    Conv: lambda op, t, i, o: _conv(op, t[0], i, o),
+    Depthwise: lambda op, t, i, o: _depthwise(op, t[0], i, o),
+    Deform: _deform,
+    Requant: lambda op, t, i, o: _requant(op, t[0], i, o),
+    MaxPool: lambda op, t, i, o: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
+    Upsample: lambda op, t, i, o: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
+    Split: lambda op, t, i, o: SplitUnit(sizes=op.sizes, i=i),
+    Concat: lambda op, t, i, o: ConcatUnit(sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i),
+    Shuffle: lambda op, t, i, o: ShuffleUnit(channels=t[0].channels, groups=op.groups, i=i),
+}
+
+
+@dataclass(kw_only=True, eq=False)
+class Design:
+    """An accelerator before its FIFOs are sized: units, links, and which tensor each watched port carries."""
+
+    graph: Graph
+    folds: Mapping[str, Fold]
+    units: dict[str, Unit] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    links: list[Link] = field(default_factory=list)
+    inputs: dict[str, Port] = field(default_factory=dict)
+    outputs: dict[str, Port] = field(default_factory=dict)
+    ports: dict[str, Port] = field(default_factory=dict)
+
+    @property
+    def probes(self) -> dict[str, Port]:
+        """Tensors that a unit writes, and the port that carries each."""
+        return {t: p for t, p in self.ports.items() if t not in self.graph.inputs}
+
+    def accelerator(self, *, probes: bool = False) -> Accelerator:
+        """The component, with or without the ports that the simulation watches."""
+        watched = list(self.probes.values()) if probes else []
+        return Accelerator(units=self.units, links=self.links, inputs=self.inputs, outputs=self.outputs, probes=watched)
+
+
+def lower(graph: Graph, folds: Mapping[str, Fold]) -> Design:
+    """Build every unit and link; FIFO depths are 0 until sized. CompileError if a fold does not fit its unit."""
+    design = Design(graph=graph, folds=folds)
+    readers: dict[str, list[Port]] = {t: [] for t in graph.tensors}
+    for node in graph.nodes:
+        _add(design, node, readers)
+    for tensor, ports in readers.items():
+        if tensor in graph.outputs:
+            if ports:
+                raise CompileError(f"output {tensor} is read inside the network too; quantize it once more for the outside")
+            design.outputs[identifier(tensor)] = design.ports[tensor]
+        elif tensor in graph.inputs:
+            _enter(design, tensor, ports)
+        elif ports:
+            _connect(design, design.ports[tensor], ports, graph.tensors[tensor].type.channels)
+    return design
+
+
+def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
+    graph, fold = design.graph, design.folds[node.name]
+    types, outs = graph.types(node.inputs), graph.types(node.outputs)
+    i, o = lanes(types[0], fold.lanes_in), lanes(outs[0], fold.lanes_out)
+    name = identifier(node.name)
+    try:
+        design.units[name] = BUILDERS[type(node.op)](node.op, types, i, o)
+    except ValueError as error:
+        raise CompileError(f"{node.name} ({node.op.name}) cannot be folded to {fold.lanes_in} lanes in, {fold.lanes_out} out: {error}") from None
+    design.nodes[name] = node
+    for k, tensor in enumerate(node.outputs):
+        port = "o" if len(node.outputs) == 1 else f"o{k}"
+        design.ports[tensor] = Port(unit=name, port=port, lanes=lanes(outs[k], fold.lanes_out))
+    for k, tensor in enumerate(node.inputs):
+        if isinstance(node.op, Deform):
+            port, count = (("i", fold.lanes_in), ("offset_i", 1))[k]
+        else:
+            port, count = ("i" if len(node.inputs) == 1 else f"i{k}"), fold.lanes_in
+        readers[tensor].append(Port(unit=name, port=port, lanes=lanes(types[k], count)))
+
+
+def _enter(design: Design, tensor: str, ports: list[Port]) -> None:
+    """The image: one beat a pixel at the accelerator's edge, whatever its readers take."""
+    kind = design.graph.tensors[tensor].type
+    whole = lanes(kind, kind.channels)
+    if len(ports) == 1 and ports[0].lanes == whole:
+        design.inputs["image"] = ports[0]
+        return
+    first = "image_fork"
+    design.units[first] = Fork(lanes=whole, outputs=1)
+    design.inputs["image"] = Port(unit=first, port="i", lanes=whole)
+    _connect(design, Port(unit=first, port="o0", lanes=whole), ports, kind.channels)
+
+
+def _connect(design: Design, source: Port, targets: Sequence[Port], channels: int) -> None:
+    """Wire a producer to its readers: forks where there are several, one gearbox for each width that differs."""
+    widths = list(dict.fromkeys(t.lanes.lanes for t in targets))
+    starts = _fork(design, source, len(widths), f"{source.unit}_{source.port}_fork")
+    for start, width in zip(starts, widths, strict=True):
+        group = [t for t in targets if t.lanes.lanes == width]
+        at = start
+        if width != source.lanes.lanes:
+            name = f"{source.unit}_{source.port}_to{width}"
+            gear = Regroup(channels=channels, i=source.lanes, o_lanes=width)
+            design.units[name] = gear
+            design.links.append(Link(source=start, target=Port(unit=name, port="i", lanes=source.lanes)))
+            at = Port(unit=name, port="o", lanes=group[0].lanes)
+        for branch, target in zip(_fork(design, at, len(group), f"{at.unit}_{at.port}_fork{width}"), group, strict=True):
+            design.links.append(Link(source=branch, target=target))
+
+
+def _fork(design: Design, source: Port, count: int, name: str) -> Iterable[Port]:
+    if count == 1:
+        return [source]
+    design.units[name] = Fork(lanes=source.lanes, outputs=count)
+    design.links.append(Link(source=source, target=Port(unit=name, port="i", lanes=source.lanes)))
+    return [Port(unit=name, port=f"o{k}", lanes=source.lanes) for k in range(count)]
