@@ -28,6 +28,7 @@ SPLITS = ("train", "val", "test")
 SHARES = (0.7, 0.15, 0.15)  # of the digits of each class
 PHOTO_CUTS = (0.5, 0.75)  # of a photo's width: train | val | test
 CROP = (72, 140)  # side of the ground in photo pixels, before it is scaled to the scene
+PATCH_CROP = (24, 60)  # the same of a texture patch
 JPEG_QUALITY = 92
 VERSION = 1  # of this generator: another version writes other bytes
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luminance, ITU-R BT.601
@@ -165,7 +166,7 @@ class Scene:
     image: Image8  # (size, size, 3)
     digits: tuple[Mark, ...]
     distractors: tuple[Mark, ...]
-    ground: tuple[int, Box]  # photo and the part of it that is shown
+    grounds: tuple[tuple[int, Box], ...]  # photo and the part of it that is shown: the ground, then the texture patches
 
 
 def draw_scene(hard: bool, seed: int, split: str, index: int, size: int) -> Scene:
@@ -177,7 +178,7 @@ def draw_scene(hard: bool, seed: int, split: str, index: int, size: int) -> Scen
         count = int(rng.integers(style.digits[0], style.digits[1] + 1))
         kinds = [painter.distract] * 2 + [painter.digit] * count
         if all(any(kind() for _ in range(30)) for kind in kinds):
-            return Scene(painter.image, tuple(painter.digits), tuple(painter.distractors), painter.ground)
+            return Scene(painter.image, tuple(painter.digits), tuple(painter.distractors), tuple(painter.grounds))
 
 
 def luminance(image: npt.NDArray[np.generic]) -> Floats:
@@ -192,13 +193,14 @@ class _Painter:
     def __init__(self, rng: np.random.Generator, style: Style, seed: int, split: str, size: int) -> None:
         self.rng, self.style, self.split, self.size = rng, style, split, size
         self.pool = digit_pool(seed)[split]
-        self.ground, ground = self._crop(size, CROP)
+        self.grounds: list[tuple[int, Box]] = []
+        ground = self._crop(size, CROP)
         level = float(rng.uniform(0.55, 1.0))  # exposure: leaves room for lighter or darker ink
         self.image: Image8 = np.rint(ground * level + rng.uniform(0, 255 * (1 - level))).astype(np.uint8)
         self.digits: list[Mark] = []
         self.distractors: list[Mark] = []
 
-    def _crop(self, size: int, sides: tuple[int, int]) -> tuple[tuple[int, Box], Floats]:
+    def _crop(self, size: int, sides: tuple[int, int]) -> Floats:
         """A random square of the split's part of a photo, scaled to `size` pixels and mirrored half the time."""
         photo = int(self.rng.integers(2))
         x1, y1, x2, y2 = photo_region(photo, self.split)
@@ -206,7 +208,8 @@ class _Painter:
         left, top = int(self.rng.integers(x1, x2 - side + 1)), int(self.rng.integers(y1, y2 - side + 1))
         crop = photos()[photo][top : top + side, left : left + side]  # cut first: resampling must not look across the region's edge
         pixels = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC), np.float32)
-        return (photo, (left, top, left + side, top + side)), pixels[:, ::-1] if self.rng.random() < 0.5 else pixels
+        self.grounds.append((photo, (left, top, left + side, top + side)))
+        return pixels[:, ::-1] if self.rng.random() < 0.5 else pixels
 
     def digit(self) -> bool:
         """Places one digit, if place and contrast allow."""
@@ -234,7 +237,7 @@ class _Painter:
         box = self._spot(side, side)
         if box is None:
             return False
-        _, pixels = self._crop(side, (24, 60))
+        pixels = self._crop(side, PATCH_CROP)
         _window(self.image, box)[...] = np.clip(np.rint(pixels), 0, 255)
         ink = np.zeros((side, side), np.bool_)
         self.distractors.append(Mark(-1, -1, box, ink, np.zeros((side, side), np.float32), False))
@@ -325,9 +328,9 @@ def _enlarge(glyph: Image8, height: int) -> Floats:
 def _load_digits() -> tuple[Image8, npt.NDArray[np.int64]]:
     from sklearn.datasets import load_digits  # slow to import, and needed only here
 
-    images, labels = (lambda bunch: (bunch.images, bunch.target))(load_digits())
-    peak = images.max(axis=(1, 2), keepdims=True)
-    return np.rint(images * (255 / peak)).astype(np.uint8), np.asarray(labels, np.int64)
+    bunch = load_digits()
+    peak = bunch.images.max(axis=(1, 2), keepdims=True)
+    return np.rint(bunch.images * (255 / peak)).astype(np.uint8), np.asarray(bunch.target, np.int64)
 
 
 def digit_images() -> Image8:
