@@ -24,6 +24,7 @@ from models.data.voc import Sample, VocFolder, find_split
 from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
 from models.losses import Targets, detection_loss, make_targets
+from models.score import score, torch_network
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,8 @@ def cosine_lr(step: int, steps: int, peak: float, warm_up: float = WARM_UP) -> f
 
 def progress_bar(enabled: bool) -> Progress:
     """A bar on standard error with the time left; silent unless ``enabled``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    return Progress(*columns, console=Console(stderr=True), disable=not enabled)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=not enabled)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -185,11 +186,9 @@ class Trainer:
             group["lr"] = cosine_lr(self.step, self.steps, self.lr)
         self.model.train()
         image = images_to_input(batch[0]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
-            maps = self.model(image)
-        losses = detection_loss(maps, batch[1])
+        losses = detection_loss(self.model(image), batch[1])  # float32: bfloat16 gained nothing here, AMX or not
         if not torch.isfinite(losses["loss"]):
-            raise RuntimeError(f"training diverged at step {self.step}: the loss is {losses['loss'].item()}; try a smaller lr than {self.lr}")
+            raise RuntimeError(f"training diverged at step {self.step}; a smaller lr than {self.lr} may help")
         self.optimizer.zero_grad()
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
@@ -215,6 +214,12 @@ class Trainer:
         self.average.state, self.average.steps = content["average"], content["step"]
         self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
         return True
+
+
+def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
+    """AP of a float network in eval mode on a split of ``data``."""
+    folder = VocFolder(data, find_split(data, split), model.config.classes)
+    return score(torch_network(model), folder, model.config.size)
 
 
 def train(
@@ -256,6 +261,8 @@ def train(
     model.load_state_dict(trainer.average.state)
     model.eval()
     result: dict[str, Any] = {"settings": settings, "history": trainer.history}
+    if evaluate_split is not None:
+        result["evaluation"] = {"split": evaluate_split, **evaluate_float(model, data, evaluate_split)}
     checkpoint.save_float(run / "float.pt", model, settings=settings)
     write_json(run / "train.json", result)
     return result

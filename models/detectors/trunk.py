@@ -11,6 +11,8 @@ from models.detectors.codenet import Codenet
 
 #: What torchvision's trunks expect of RGB in [0, 1]: (x - mean) / std.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Modules that torchvision's state dicts may hold.
+TRUNK = ("conv1", "stage2", "stage3", "stage4", "conv5")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def load_trunk(model: Codenet, path: Path, *, normalized: bool | None = None) ->
         raise ValueError(f"{path} must be a state dict with torchvision's ShuffleNetV2 names (conv1.0.weight, stage2.0...)")
     if normalized is None:
         normalized = "meanstd" in path.name or "nanodet" in path.name
-    own = {name: value for name, value in model.state_dict().items() if name.split(".")[0] in ("conv1", "stage2", "stage3", "stage4", "conv5")}
+    own = {name: value for name, value in model.state_dict().items() if name.split(".")[0] in TRUNK}
     if state["conv1.0.weight"].shape == own["conv1.0.weight"].shape:
         state = fold_preprocessing(state, normalized=normalized)
     fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

@@ -1,0 +1,62 @@
+"""AP of anything that turns images into head maps, in the pixels of the original images."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from models.data.transforms import letterbox, unletterbox
+from models.data.voc import Sample, VocFolder
+from models.detectors.codenet import STRIDE, images_to_input
+from models.metrics import evaluate_voc
+from sw.decode import Detections, decode
+
+Floats = npt.NDArray[np.floating[Any]]
+#: Images (N, H, W, 3) uint8 to real-valued maps hm (N, h, w, classes), wh and reg (N, h, w, 2).
+Maps = tuple[Floats, Floats, Floats]
+Network = Callable[[npt.NDArray[np.uint8]], Maps]
+#: Least score that counts: AP needs the long tail.
+THRESHOLD = 0.01
+
+
+def torch_network(model: nn.Module) -> Network:
+    """A float or fake-quantized model, which must be in eval mode, as a Network."""
+
+    def run(images: npt.NDArray[np.uint8]) -> Maps:
+        with torch.inference_mode():
+            hm, wh, reg = model(images_to_input(images).contiguous(memory_format=torch.channels_last))
+        return tuple(x.float().permute(0, 2, 3, 1).numpy() for x in (hm, wh, reg))
+
+    return run
+
+
+def detect(network: Network, samples: list[Sample], size: tuple[int, int], *, threshold: float = THRESHOLD) -> list[Detections]:
+    """Boxes of each sample in its own pixels; the network sees it letterboxed to ``size``. All samples make one batch."""
+    boxed = [letterbox(sample, size) for sample in samples]
+    found = decode(*network(np.stack([sample.image for sample, _, _ in boxed])), stride=STRIDE, threshold=threshold)
+    back = []
+    for each, sample, (_, scale, offset) in zip(found, samples, boxed, strict=True):
+        rows, columns = sample.image.shape[:2]
+        back.append(dataclasses.replace(each, boxes=unletterbox(each.boxes, scale, offset, (rows, columns))))
+    return back
+
+
+def score(
+    network: Network, folder: VocFolder, size: tuple[int, int], *, images: int | None = None, batch: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """``models.metrics.evaluate_voc`` of ``network`` on the first ``images`` of ``folder`` (None: all): a single pass, no mirror test."""
+    count = len(folder) if images is None else min(images, len(folder))
+    found, truth = [], []
+    for first in range(0, count, batch):
+        samples = [folder[index] for index in range(first, min(first + batch, count))]
+        found += detect(network, samples, size)
+        truth += [dataclasses.replace(sample, image=sample.image[:0]) for sample in samples]
+        if progress is not None:
+            progress(len(truth), count)
+    return evaluate_voc(found, truth, folder.classes)
