@@ -91,7 +91,7 @@ def write_digits(
         raise ValueError(f"train, val and test must be at least 1 and seed at least 0, not {config!r}")
     if not 96 <= size <= 1024:
         raise ValueError(f"size must be 96 to 1024 pixels, not {size!r}")
-    out = Path(out)
+    out = Path(out).resolve()
     if _is_there(out, config):
         return
     counts = dict(zip(SPLITS, (train, val, test), strict=True))
