@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import models.data.digits as digits
-from models.data.digits import CLASSES, HARD, SPLITS, Scene, draw_scene, photo_region, photos, write_digits
+from models.data.digits import CLASSES, write_digits
+from models.data.scenes import HARD, SPLITS, Scene, digit_pool, draw_scene, photo_region, photos
 from models.data.voc import DataError, VocFolder
 
 COUNTS: dict[str, Any] = {"train": 6, "val": 3, "test": 3}
@@ -72,7 +73,7 @@ def test_splits_share_no_digit_and_no_photo_pixel(drawn: tuple[bool, dict[str, l
     assert shown.any(axis=(2, 3)).all()
     assert shown.sum(axis=0).max() == 1
     assert not (used["train"] & used["val"] or used["train"] & used["test"] or used["val"] & used["test"])
-    pools = [index for split in SPLITS for part in digits.digit_pool(0)[split] for index in part.tolist()]
+    pools = [index for split in SPLITS for part in digit_pool(0)[split] for index in part.tolist()]
     assert sorted(pools) == list(range(1797))
 
 
