@@ -1,0 +1,252 @@
+"""The project's quantizers (DESIGN.md 3) as Brevitas layers: power-of-two activation scales, weight scales m * 2^-k with m odd.
+
+An activation's quantizer is Brevitas' proxy around ``PowerOfTwo``; a weight's is Brevitas' integer quantizer with ``SnappedScale`` as its scale.
+Layers get and give plain tensors; each knows the quantizers before and behind it, so that a bias finds its scale and every scale its floor.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import brevitas.nn as qnn
+import torch
+from brevitas.core.function_wrapper import TensorClamp
+from brevitas.core.scaling import IntScaling
+from brevitas.quant import Int24Bias
+from brevitas.quant.base import IntQuant, NarrowIntQuant, UintQuant
+from brevitas.quant.solver.act import ActQuantSolver
+from brevitas.quant.solver.weight import WeightQuantSolver
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from models.ops.deform import square_deform
+
+#: An integer bias stays below this.
+BIAS_LIMIT = 2**22
+#: A weight step is never less than this part of an output step times input step: finer ones only widen accumulators.
+FINEST_LOG2 = -20
+#: The bits of m.
+SCALE_BITS = 16
+
+
+def snap(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(m, k), float32 and int32, of the scale m * 2^-k next to ``scale`` > 0 with m odd and 2^15 < m < 2^16.
+
+    Such an m has 16 bits exactly, so no product with an accumulator below 2^(s-1) is a tie when it is shifted right by s.
+    """
+    mantissa, exponent = torch.frexp(scale.float())
+    m = 2 * (mantissa * 2 ** (SCALE_BITS - 1)).floor() + 1
+    return m, SCALE_BITS - exponent
+
+
+class _Snap(torch.autograd.Function):
+    """The snapped scale; the gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        m, k = snap(scale)
+        return torch.ldexp(m, -k)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class SnappedScale(nn.Module):
+    """A learned scale per output channel, (OC, 1, 1, 1), not below ``floor``, snapped to m * 2^-k."""
+
+    floor: Tensor
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.log2 = nn.Parameter(torch.full((out_channels, 1, 1, 1), -6.0))
+        self.register_buffer("floor", torch.zeros(out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
+        snapped: Tensor = _Snap.apply(torch.maximum(torch.exp2(self.log2), self.floor))  # type: ignore[no-untyped-call]
+        return snapped
+
+
+class PowerOfTwo(nn.Module):
+    """Fake quantization to ``bits`` with scale 2^-exponent, half to even: x to (value, scale, zero point, bit width), Brevitas' order.
+
+    ``low`` and ``high`` narrow the integers' range. While ``observed`` is a list, values pass unchanged and a sample of them is kept in it.
+    """
+
+    exponent: Tensor
+
+    def __init__(self, bit_width: int, signed: bool, start_exponent: int = 0, low: int | None = None, high: int | None = None) -> None:
+        super().__init__()
+        self.low = low if low is not None else -(2 ** (bit_width - 1)) if signed else 0
+        self.high = high if high is not None else 2 ** (bit_width - signed) - 1
+        self.bits, self.signed = bit_width, signed
+        self.register_buffer("exponent", torch.tensor(start_exponent))
+        self.observed: list[Tensor] | None = None
+
+    @property
+    def scale(self) -> float:
+        return float(2.0 ** -int(self.exponent))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.observed is not None:
+            flat = x.detach().flatten()
+            self.observed += [flat[:: max(1, len(flat) // 8192)], flat.aminmax().min.view(1), flat.aminmax().max.view(1)]
+            y = x
+        else:
+            y = torch.fake_quantize_per_tensor_affine(x, self.scale, 0, self.low, self.high)
+        return y, torch.tensor(self.scale), torch.tensor(0.0), torch.tensor(float(self.bits))
+
+    def calibrate(self) -> None:
+        """Choose the exponent with the least squared error over what was observed, and quantize from now on."""
+        if not self.observed:
+            raise ValueError("a quantizer must see values before it is calibrated; this one saw none")
+        values = torch.cat(self.observed).double()
+        self.observed = None
+        largest = max(float(values.abs().max()), 2.0**-20)
+        top = int(torch.tensor(self.high / largest).log2().floor())
+        errors = {}
+        for exponent in range(top, top + 5):
+            codes = (values * 2.0**exponent).round().clamp(self.low, self.high)
+            errors[exponent] = float((codes * 2.0**-exponent - values).square().sum())
+        self.exponent.fill_(min(errors, key=lambda e: (errors[e], e)))
+
+
+class Weight4(NarrowIntQuant, WeightQuantSolver):  # type: ignore[misc]
+    """Signed, narrow, 4 bits: -7..7."""
+
+    bit_width = 4
+    scaling_impl = SnappedScale
+    int_scaling_impl = IntScaling
+    tensor_clamp_impl = TensorClamp
+
+
+class Weight8(Weight4):
+    """Signed, narrow, 8 bits: the stem."""
+
+    bit_width = 8
+
+
+class Unsigned8(UintQuant, ActQuantSolver):  # type: ignore[misc]
+    """After a ReLU."""
+
+    bit_width = 8
+    tensor_quant = PowerOfTwo
+
+
+class Signed8(IntQuant, ActQuantSolver):  # type: ignore[misc]
+    """Where no ReLU is."""
+
+    bit_width = 8
+    tensor_quant = PowerOfTwo
+
+
+class Signed16(Signed8):
+    """Outputs of the heads."""
+
+    bit_width = 16
+
+
+class Image8(Unsigned8):
+    """Raw bytes / 256: nothing to learn."""
+
+    start_exponent = 8
+
+
+def offset_quantizer(frac_bits: int) -> type[Signed8]:
+    """o in [-8, 7] with ``frac_bits`` fraction bits."""
+    one = 2**frac_bits
+    settings: dict[str, Any] = {"bit_width": 4 + frac_bits, "start_exponent": frac_bits, "low": -8 * one, "high": 7 * one}
+    settings |= {"min_val": -8.0, "max_val": 7.0}  # of Brevitas' own Hardtanh, which the quantizer's range replaces
+    return type("Offset", (Signed8,), settings)
+
+
+def quantizer_of(slot: nn.Module) -> PowerOfTwo:
+    """The quantizer inside a Brevitas activation layer."""
+    quantizer = slot.act_quant.fused_activation_quant_proxy.tensor_quant  # type: ignore[union-attr]
+    assert isinstance(quantizer, PowerOfTwo)
+    return quantizer
+
+
+class _Placed:
+    """Between which quantizers a layer stands; set once by ``place``, in a tuple so that PyTorch does not own them twice."""
+
+    neighbours: tuple[nn.Module, nn.Module]
+
+    def place(self, before: nn.Module, behind: nn.Module) -> None:
+        self.neighbours = (before, behind)
+
+    @property
+    def input_quantizer(self) -> PowerOfTwo:
+        return quantizer_of(self.neighbours[0])
+
+    @property
+    def output_quantizer(self) -> PowerOfTwo:
+        return quantizer_of(self.neighbours[1])
+
+
+class QuantConv(_Placed, qnn.QuantConv2d):  # type: ignore[misc]
+    """Convolution with quantized weights and a bias of 24 bits at accumulator scale."""
+
+    @torch.no_grad()
+    def raise_floor(self) -> None:
+        """Keep |bias| below BIAS_LIMIT steps and the weights' steps above FINEST."""
+        before, behind = self.input_quantizer.scale, self.output_quantizer.scale
+        floor: Tensor = self.weight_quant.tensor_quant.scaling_impl.floor
+        finest = 2.0**FINEST_LOG2 * behind / before
+        floor.copy_((self.bias.abs() / (before * (BIAS_LIMIT - 512))).clamp(min=finest).view_as(floor))
+
+    def parameters_quantized(self, x: Tensor) -> tuple[IntQuantTensor, IntQuantTensor]:
+        """Weight and bias as Brevitas' quantized tensors; of x only the rank matters."""
+        self.raise_floor()
+        quantizer = self.input_quantizer
+        signs = (torch.tensor(0.0), torch.tensor(float(quantizer.bits)), quantizer.signed, self.training)
+        weight = self.weight_quant(self.weight)
+        return weight, self.bias_quant(self.bias, IntQuantTensor(x, torch.tensor(quantizer.scale), *signs), weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.parameters_quantized(x)
+        y: Tensor = self._conv_forward(x, weight.value, bias.value)
+        return y
+
+
+class QuantDeform(_Placed, qnn.QuantConv2d):  # type: ignore[misc]
+    """Square deformable depthwise convolution with quantized weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False, weight_quant=Weight4)
+
+    def forward(self, x: Tensor, o: Tensor) -> Tensor:
+        self.raise_floor()
+        return square_deform(x, o, self.weight_quant(self.weight).value)
+
+    @torch.no_grad()
+    def raise_floor(self) -> None:
+        """Keep the weights' steps above FINEST."""
+        self.weight_quant.tensor_quant.scaling_impl.floor.fill_(2.0**FINEST_LOG2 * self.output_quantizer.scale / self.input_quantizer.scale)
+
+
+def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
+    """``conv``, which has a bias, with quantizers."""
+    quantized = QuantConv(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=True,
+        weight_quant=Weight8 if bits == 8 else Weight4, bias_quant=Int24Bias,
+    )  # fmt: skip
+    with torch.no_grad():
+        quantized.weight.copy_(conv.weight)
+        assert conv.bias is not None
+        quantized.bias.copy_(conv.bias)
+    return quantized
+
+
+@torch.no_grad()
+def start_scales(layer: QuantConv | QuantDeform, candidates: int = 40) -> None:
+    """Give each output channel's weights the scale of least squared error."""
+    weight = layer.weight.flatten(1)
+    high = 127 if layer.weight_quant.quant_injector.bit_width == 8 else 7
+    largest = weight.abs().amax(1, keepdim=True).clamp(min=1e-12)
+    best, error = largest / high, torch.full_like(largest, float("inf"))
+    for step in range(candidates):
+        scale = largest / high * (1 - 0.6 * step / candidates)
+        found = ((weight / scale).round().clamp(-high, high) * scale - weight).square().sum(1, keepdim=True)
+        best, error = torch.where(found < error, scale, best), torch.minimum(found, error)
+    scaling = layer.weight_quant.tensor_quant.scaling_impl
+    scaling.log2.copy_(best.log2().view_as(scaling.log2))
