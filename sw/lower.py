@@ -159,7 +159,8 @@ def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
     try:
         design.units[name] = BUILDERS[type(node.op)](node.op, types, i, o)
     except ValueError as error:
-        raise CompileError(f"{node.name} ({node.op.name}) cannot be folded to {fold.lanes_in} lanes in, {fold.lanes_out} out: {error}") from None
+        widths = f"{fold.lanes_in} lanes in, {fold.lanes_out} out"
+        raise CompileError(f"{node.name} ({node.op.name}) cannot be folded to {widths}: {error}") from None
     design.nodes[name] = node
     for k, tensor in enumerate(node.outputs):
         port = "o" if len(node.outputs) == 1 else f"o{k}"

@@ -1,0 +1,152 @@
+"""The Verilated accelerator behind the runtime's interface."""
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw.params import Lanes
+from sim.beats import beat_bytes, pack, unpack
+from sim.harness import StreamPort, build
+from sw.compiler import load_design, load_model
+from sw.errors import DeviceError
+from sw.golden import check_images
+from sw.graph import Graph
+from sw.ops import Array
+from sw.runtime.accelerator import Accelerator, Progress, Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stalls:
+    """Random stalls at the edges: chance per cycle that the source offers and that the sinks take."""
+
+    seed: int = 1
+    p_valid: float = 1.0
+    p_ready: float = 1.0
+
+
+class VerilatorAccelerator(Accelerator):
+    """Simulates every cycle of a compiled accelerator; all streams between units can be read.
+
+    ``folder`` is what ``compile`` wrote. The C++ build is cached by the content of the Verilog.
+    """
+
+    def __init__(self, folder: Path, stalls: Stalls = Stalls(), watchdog: int = 200_000) -> None:
+        self.folder = folder
+        self.stalls, self.watchdog = stalls, watchdog
+        self.design = load_design(folder)
+        self.graph: Graph = load_model(folder)
+        self.image = self._port(self.design["input"])
+        self.outputs = [self._port(o) for o in self.design["outputs"]]
+        self.probes = {p["tensor"]: (k, _lanes(p), tuple(p["shape"])) for k, p in enumerate(self.design["probes"])}
+        self._program: Path | None = None
+
+    def _port(self, entry: dict[str, Any]) -> StreamPort:
+        height, width, channels = entry["shape"]
+        lanes = _lanes(entry)
+        return StreamPort(name=entry["port"], lanes=lanes, beats=height * width * lanes.beats(channels))
+
+    @property
+    def program(self) -> Path:
+        """The harness, built when first asked for."""
+        if self._program is None:
+            verilog = (self.folder / "accelerator_sim.v").read_text()
+            probes = [lanes for _, lanes, _ in self.probes.values()]
+            self._program = build(verilog, "accelerator", self.image, self.outputs, probes)
+        return self._program
+
+    def run(self, images: Array, keep: Collection[str] = (), progress: Progress | None = None) -> Result:
+        images = check_images(self.graph, images)
+        beats = pack(images, self.image.lanes)
+        work = Path(tempfile.mkdtemp(prefix="warploom-sim."))
+        try:
+            (work / "image.bin").write_bytes(beats.tobytes())
+            self._simulate(work, len(images), bool(keep), progress)
+            return self._read(work, images, keep)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _simulate(self, work: Path, frames: int, record: bool, progress: Progress | None) -> None:
+        s = self.stalls
+        command = [self.program, work / "image.bin", work, frames, s.seed, s.p_valid, s.p_ready, self.watchdog, int(record)]
+        with subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            said = []
+            try:
+                for line in process.stderr:
+                    if line.startswith("frame "):
+                        if progress:
+                            progress(int(line.split()[1]), frames)
+                    else:
+                        said.append(line)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode == 3:
+            raise DeviceError(self._stuck(work, frames))
+        if process.returncode:
+            raise DeviceError(f"the simulation failed with status {process.returncode}: {''.join(said)[-2000:]}")
+
+    def _stuck(self, work: Path, frames: int) -> str:
+        """Why nothing moves any more: the streams that wait, in network order."""
+        lines = [f"no beat moved for {self.watchdog} cycles; streams short of beats or waiting:"]
+        names = list(self.probes)
+        for line in (work / "stats.txt").read_text().splitlines():
+            if line.startswith("probe "):
+                k, got, _, valid, ready = map(int, line.split()[1:])
+                _, lanes, (height, width, channels) = self.probes[names[k]]
+                want = height * width * lanes.beats(channels) * frames
+                if got < want:
+                    state = "waits for its reader" if valid and not ready else "nothing offered" if not valid else "moving"
+                    lines.append(f"  {names[k]}: {got} of {want} beats, {state}")
+        return "\n".join(lines[:40])
+
+    def _read(self, work: Path, images: Array, keep: Collection[str]) -> Result:
+        frames = len(images)
+        tensors = {}
+        for tensor in keep:
+            if tensor in self.graph.inputs:
+                tensors[tensor] = images
+                continue
+            k, lanes, shape = self.probes[tensor]
+            tensors[tensor] = _tensor(work / f"{k}.bin", lanes, shape, frames)
+        outputs = {}
+        for k, entry in enumerate(self.design["outputs"]):
+            outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", self.outputs[k].lanes, tuple(entry["shape"]), frames)
+        return Result(outputs={t: outputs[t] for t in self.graph.outputs}, tensors=tensors, cycles=_cycles(work, frames))
+
+
+def _lanes(entry: dict[str, Any]) -> Lanes:
+    return Lanes(lanes=entry["lanes"], bits=entry["bits"], signed=entry["signed"])
+
+
+def _tensor(path: Path, lanes: Lanes, shape: tuple[int, ...], frames: int) -> Array:
+    height, width, channels = shape
+    raw = np.fromfile(path, np.uint8).reshape(-1, beat_bytes(lanes))
+    want = frames * height * width * lanes.beats(channels)
+    if len(raw) < want:
+        raise DeviceError(f"{path.name}: {len(raw)} beats of {want} were recorded")
+    per_frame = want // frames  # frame by frame keeps the unpacked bits small
+    parts = [unpack(raw[k * per_frame : (k + 1) * per_frame], lanes, channels) for k in range(frames)]
+    return np.stack([p.reshape(height, width, channels) for p in parts])
+
+
+def _cycles(work: Path, frames: int) -> list[tuple[int, int]]:
+    """(cycle of the first input beat, cycle of the last output beat) of each frame."""
+    starts: list[int] = []
+    ends: dict[int, list[int]] = {}
+    for line in (work / "stats.txt").read_text().splitlines():
+        word, *numbers = line.split()
+        if word == "start":
+            starts.append(int(numbers[0]))
+        elif word == "output":
+            ends.setdefault(int(numbers[0]), []).append(int(numbers[2]))
+    last = [max(e[f] for e in ends.values()) for f in range(frames)]
+    return list(zip(starts[:frames], last, strict=True))
+

@@ -1,0 +1,136 @@
+"""``compile``: a QONNX file to Verilog, with everything that simulation, verification and reports need to know of it."""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hw
+import sw
+from hw.params import Lanes
+from hw.verilog import convert
+from sw.errors import CompileError
+from sw.files import new_folder
+from sw.folding.fold import Fold, choose, cycles, read_pins
+from sw.folding.schedule import size_fifos
+from sw.frontends import qonnx
+from sw.graph import Graph
+from sw.lower import Design, identifier, lower
+from sw.passes import run_all
+
+#: Called with the step that begins.
+Step = Callable[[str], None]
+
+
+def load_graph(model: Path) -> Graph:
+    """The optimized integer graph of a QONNX file."""
+    return run_all(qonnx.load(model))
+
+
+def compile(
+    model: Path,
+    out: Path,
+    *,
+    target_cycles: int | None = None,
+    folding: Path | None = None,
+    step: Step = lambda _: None,
+) -> dict[str, Any]:
+    """Compile ``model`` into the folder ``out`` and return the design's record (``design.json``).
+
+    ``target_cycles``: cycles a frame that no unit may exceed (None: as fast as any folding can be); ``folding``: a JSON file that
+    pins nodes. The folder appears whole or not at all; if it holds the same design already nothing is done.
+    Raises CompileError for anything that cannot be lowered.
+    """
+    key = _key(model, target_cycles, folding)
+    if (out / "design.json").is_file() and (found := load_design(out)).get("key") == key:
+        step("up to date")
+        return found
+    step("reading the model")
+    graph = load_graph(model)
+    step("choosing foldings")
+    folds = choose(graph, target_cycles, read_pins(folding) if folding else None)
+    step("building units")
+    design = lower(graph, folds)
+    step("sizing FIFOs")
+    design.links = size_fifos(design)
+    record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    with new_folder(out) as folder:
+        (folder / "model.onnx").write_bytes(model.read_bytes())
+        step("writing Verilog")
+        (folder / "accelerator.v").write_text(convert(design.accelerator(), name="accelerator"))
+        step("writing Verilog with probes")
+        (folder / "accelerator_sim.v").write_text(convert(design.accelerator(probes=True), name="accelerator"))
+        (folder / "folding.json").write_text(json.dumps({n: vars(f) for n, f in folds.items()}, indent=1))
+        (folder / "design.json").write_text(json.dumps(record, indent=1))
+    return record
+
+
+def _key(model: Path, target_cycles: int | None, folding: Path | None) -> str:
+    """Hash of all that the result depends on: the model, the options and the compiler's own code."""
+    state = hashlib.sha256()
+    try:
+        state.update(model.read_bytes())
+        state.update(repr((target_cycles, folding.read_bytes() if folding else None)).encode())
+    except OSError as error:
+        raise CompileError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    for package in (hw, sw):
+        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            state.update(path.read_bytes())
+    return state.hexdigest()
+
+
+def load_design(folder: Path) -> dict[str, Any]:
+    """The record of a compiled design; CompileError if the folder holds none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "design.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CompileError(f"{folder}: holds no compiled design ({error}); run `warploom compile` first") from None
+    return record
+
+
+def load_model(folder: Path) -> Graph:
+    """The graph of a compiled design."""
+    return load_graph(folder / "model.onnx")
+
+
+def describe(design: Design) -> dict[str, Any]:
+    """Everything about a design that later steps read, ready for JSON."""
+    graph = design.graph
+    (image,) = graph.inputs
+    return {
+        "input": _stream("image", image, graph, design.inputs["image"].lanes),
+        "outputs": [_stream(identifier(t), t, graph, design.ports[t].lanes) for t in graph.outputs],
+        "probes": [_stream("", t, graph, p.lanes) for t, p in design.probes.items()],
+        "nodes": [_node(design, name) for name in design.nodes],
+        "fifos": [{"link": k.name, "depth": k.depth, "bits": k.depth * k.source.lanes.width} for k in design.links if k.depth],
+        "multiplications": graph.multiplications(),
+        "multipliers": sum(u.multipliers for u in design.units.values()),
+        "interval_cycles": max(u.frame_cycles for u in design.units.values()),
+        "notes": list(graph.notes),
+        "metadata": dict(graph.metadata),
+    }
+
+
+def _stream(port: str, tensor: str, graph: Graph, beats: Lanes) -> dict[str, Any]:
+    shape = graph.tensors[tensor].type.shape
+    return {"port": port, "tensor": tensor, "shape": shape, "lanes": beats.lanes, "bits": beats.bits, "signed": beats.signed}
+
+
+def _node(design: Design, name: str) -> dict[str, Any]:
+    node, unit = design.nodes[name], design.units[name]
+    types = design.graph.types(node.inputs)
+    fold: Fold = design.folds[node.name]
+    return {
+        "name": node.name,
+        "op": node.op.name,
+        "source": node.source,
+        "output": str(design.graph.tensors[node.outputs[0]].type),
+        "lanes_in": fold.lanes_in,
+        "lanes_out": fold.lanes_out,
+        "cycles": unit.frame_cycles,
+        "planned_cycles": cycles(node, types, fold),
+        "multipliers": unit.multipliers,
+        "multiplications": node.op.multiplications(*types),
+    }

@@ -1,0 +1,131 @@
+"""FIFO depths from a static schedule: seconds of arithmetic instead of hours of simulation.
+
+The image is fed at the network's own pace; every unit works as early as its inputs allow and never waits for room. What
+then piles up on a link is the depth that it needs: with these depths the same schedule runs in hardware, so no cycle of
+forks and joins can lock, and a dataflow network that can run never does worse by running eagerly.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from hw.lib.fork import Fork
+from hw.lib.regroup import Regroup
+
+from hw.top import Link
+from sw.graph import Node
+from sw.lower import Design
+from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Requant, Shuffle, Split, Upsample
+
+from . import timing
+from .fold import beats
+from .timing import Sliding, Times, Timing
+
+#: Frames of the schedule: the second meets what the first has left.
+FRAMES = 2
+
+
+def size_fifos(design: Design) -> list[Link]:
+    """The design's links with the depth that each needs."""
+    arrivals, reads = simulate(design)
+    return [replace(k, depth=_depth(arrivals[i], reads[i], _joins(design, k))) for i, k in enumerate(design.links)]
+
+
+def _joins(design: Design, link: Link) -> bool:
+    """Whether the link ends where branches meet, so that one may wait for the other."""
+    return sum(k.target.unit == link.target.unit for k in design.links) > 1
+
+
+def _depth(arrivals: Times, reads: Times, joins: bool) -> int:
+    """Beats on a link at most, with slack for pipelines that are deeper than the schedule assumes."""
+    waiting = np.arange(1, len(arrivals) + 1) - np.searchsorted(reads, arrivals, side="right")
+    most = int(waiting.max(initial=0))
+    if joins:
+        return most + most // 8 + 4 * timing.LATENCY
+    return most + 2 if most else 0
+
+
+def simulate(design: Design) -> tuple[list[Times], list[Times]]:
+    """(arrival, read) times of the beats on every link, in the order of ``design.links``."""
+    (image,) = design.graph.inputs
+    kind = design.graph.tensors[image].type
+    interval = max(u.frame_cycles for u in design.units.values())
+    frame = np.arange(kind.pixels, dtype=np.int64) * interval // kind.pixels
+    source = np.concatenate([frame + f * interval for f in range(FRAMES)])
+    incoming: dict[tuple[str, str], Times] = {(p.unit, p.port): source for p in design.inputs.values()}
+    taken: dict[tuple[str, str], Times] = {}
+    after: dict[str, list[Link]] = {}
+    for link in design.links:
+        after.setdefault(link.source.unit, []).append(link)
+    waiting = {u: sum(k.target.unit == u for k in design.links) + sum(p.unit == u for p in design.inputs.values()) for u in design.units}
+    ready = [p.unit for p in design.inputs.values()]
+    while ready:
+        unit = ready.pop()
+        ports = _in_ports(design, unit)
+        result = _timing(design, unit, [incoming[unit, p] for p in ports])
+        taken.update({(unit, p): t for p, t in zip(ports, result.reads, strict=True)})
+        for link in after.get(unit, []):
+            incoming[link.target.unit, link.target.port] = result.writes[_out_ports(design, unit).index(link.source.port)]
+            waiting[link.target.unit] -= 1
+            if not waiting[link.target.unit]:
+                ready.append(link.target.unit)
+    keys = [(k.target.unit, k.target.port) for k in design.links]
+    return [incoming[k] for k in keys], [taken[k] for k in keys]
+
+
+def _in_ports(design: Design, unit: str) -> list[str]:
+    node = design.nodes.get(unit)
+    if node is None or len(node.inputs) == 1:
+        return ["i"]
+    return ["i", "offset_i"] if isinstance(node.op, Deform) else [f"i{k}" for k in range(len(node.inputs))]
+
+
+def _out_ports(design: Design, unit: str) -> list[str]:
+    node, made = design.nodes.get(unit), design.units[unit]
+    if isinstance(made, Fork):
+        return [f"o{k}" for k in range(made.outputs)]
+    return ["o"] if node is None or len(node.outputs) == 1 else [f"o{k}" for k in range(len(node.outputs))]
+
+
+def _timing(design: Design, unit: str, arrivals: Sequence[Times]) -> Timing:
+    made = design.units[unit]
+    if isinstance(made, Fork):
+        return Timing(reads=(arrivals[0],), writes=(arrivals[0],) * made.outputs)
+    if isinstance(made, Regroup):
+        return timing.regroup(arrivals[0], made.channels, made.i_lanes.lanes, made.o_lanes.lanes)
+    return _node_timing(design, design.nodes[unit], arrivals)
+
+
+def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timing:
+    op, fold, types = node.op, design.folds[node.name], design.graph.types(node.inputs)
+    x, out = types[0], design.graph.tensors[node.outputs[0]].type
+    if isinstance(op, Requant | Shuffle):
+        return timing.elementwise(arrivals[0])
+    if isinstance(op, Split):
+        return timing.split(arrivals[0], op.sizes, fold.lanes_in)
+    if isinstance(op, Concat):
+        return timing.concat(tuple(arrivals), tuple(t.channels for t in types), fold.lanes_in, op.interleave)
+    per_pixel = beats(x.channels, fold.lanes_in)
+    if isinstance(op, Upsample):
+        return timing.upsample(arrivals[0], FRAMES, x.height, x.width * per_pixel, x.width, op.factor)
+    if isinstance(op, Conv) and op.window.taps == 1 and op.window.stride == (1, 1):
+        return timing.pointwise(arrivals[0], per_pixel, beats(out.channels, fold.lanes_out))
+    if isinstance(op, Conv):
+        slide = Sliding.of(op.window, FRAMES, x.height, x.width)
+        vectors = timing.serve(slide.ready(arrivals[0]), op.window.taps * per_pixel)
+        _, writes = timing.matvec(vectors, op.window.taps * per_pixel, beats(out.channels, fold.lanes_out))
+        return Timing(reads=(slide.reads(arrivals[0], vectors),), writes=(writes,))
+    if isinstance(op, Deform):
+        slide = Sliding.around(op.reach, FRAMES, x.height, x.width)
+        taps, ready = op.weights.shape[0] ** 2, np.maximum(slide.ready(arrivals[0]), arrivals[1])
+    elif isinstance(op, Depthwise | MaxPool):
+        slide = Sliding.of(op.window, FRAMES, x.height, x.width)
+        taps, ready = op.window.taps, slide.ready(arrivals[0])
+    else:
+        raise TypeError(f"no schedule for {op.name}")
+    groups = beats(out.channels, fold.lanes_out)
+    writes = timing.serve(np.repeat(ready, groups), taps)
+    done = writes[groups - 1 :: groups]
+    reads = (slide.reads(arrivals[0], done),)
+    return Timing(reads=(*reads, done) if isinstance(op, Deform) else reads, writes=(writes + timing.LATENCY,))

@@ -1,0 +1,159 @@
+"""When a unit reads and writes its beats: a static schedule for each kind of unit.
+
+Every function maps the arrival times of a unit's input beats (in cycles, ascending, ``frames`` frames one after the other) to the
+times at which it takes them and to the times at which its output beats appear. Nothing here stalls: buffers are as large as
+they must be, which is what the FIFO sizes are read from (sw/folding/schedule.py).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hw.params import Window
+
+from .fold import beats
+
+Times = npt.NDArray[np.int64]
+
+#: Pipeline depth assumed of every unit; what it is wrong by, the slack of the FIFOs covers.
+LATENCY = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times at which input beats are taken (one array a port) and output beats appear (one array a port)."""
+
+    reads: tuple[Times, ...]
+    writes: tuple[Times, ...]
+
+
+def serve(ready: Times, cost: int) -> Times:
+    """Completion times of jobs served in order, each taking ``cost`` cycles and not starting before it is ``ready``."""
+    k = np.arange(len(ready), dtype=np.int64)
+    result: Times = np.maximum.accumulate(ready - k * cost) + (k + 1) * cost
+    return result
+
+
+def elementwise(arrivals: Times) -> Timing:
+    """One beat in, one beat out."""
+    done = serve(arrivals, 1)
+    return Timing(reads=(done,), writes=(done + LATENCY,))
+
+
+def regroup(arrivals: Times, channels: int, lanes_in: int, lanes_out: int) -> Timing:
+    """Beats of another width: an output beat follows the input beat that holds its last channel."""
+    n_in, n_out = beats(channels, lanes_in), beats(channels, lanes_out)
+    pixels = len(arrivals) // n_in
+    last = np.minimum((np.arange(n_out) + 1) * lanes_out, channels) - 1
+    needs = (np.arange(pixels)[:, None] * n_in + last // lanes_in).ravel()
+    done = serve(arrivals[needs], 1)
+    first_user = np.minimum(np.arange(n_in) * lanes_in // lanes_out, n_out - 1)
+    taken = done[(np.arange(pixels)[:, None] * n_out + first_user).ravel()]
+    return Timing(reads=(np.maximum(arrivals, taken),), writes=(done + LATENCY,))
+
+
+def split(arrivals: Times, sizes: tuple[int, ...], lanes: int) -> Timing:
+    """Beats dealt out to the parts they belong to."""
+    done = serve(arrivals, 1)
+    per_pixel = done.reshape(-1, sum(sizes) // lanes)
+    bounds = np.cumsum([0, *(s // lanes for s in sizes)])
+    writes = tuple(per_pixel[:, a:b].ravel() + 1 for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return Timing(reads=(done,), writes=writes)
+
+
+def concat(arrivals: tuple[Times, ...], sizes: tuple[int, ...], lanes: int, interleave: bool) -> Timing:
+    """Parts joined pixel by pixel, or lane by lane."""
+    per_pixel = [a.reshape(-1, s // lanes) for a, s in zip(arrivals, sizes, strict=True)]
+    if interleave:
+        ready = np.maximum.reduce(arrivals)
+        done = serve(np.repeat(ready, len(arrivals)), 1)
+        taken = done.reshape(-1, len(arrivals))[:, -1]
+        return Timing(reads=(taken,) * len(arrivals), writes=(done + LATENCY,))
+    done = serve(np.concatenate(per_pixel, axis=1).ravel(), 1)
+    bounds = np.cumsum([0, *(s // lanes for s in sizes)])
+    rows = done.reshape(-1, bounds[-1])
+    return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in zip(bounds[:-1], bounds[1:], strict=True)), writes=(done + LATENCY,))
+
+
+def upsample(arrivals: Times, frames: int, height: int, row_beats: int, width: int, factor: int) -> Timing:
+    """Rows sent ``factor`` times, pixels repeated; a row is taken while the last copy of the row before it leaves."""
+    per_pixel = row_beats // width
+    grid = arrivals.reshape(frames * height, width, per_pixel)
+    wide = np.repeat(grid, factor, axis=1).reshape(frames * height, 1, -1)
+    ready = np.repeat(wide, factor, axis=1).ravel()
+    done = serve(ready, 1)
+    last_copy = done.reshape(frames * height, factor, width, factor, per_pixel)[:, -1, :, -1]
+    taken = grid.copy()
+    taken[1:] = np.maximum(taken[1:], last_copy[:-1])
+    return Timing(reads=(taken.ravel(),), writes=(done + LATENCY,))
+
+
+def matvec(vectors: Times, folds_in: int, folds_out: int) -> tuple[Times, Times]:
+    """(start of every pixel's computation, output beats) when pixel vectors are complete at ``vectors``."""
+    busy = folds_in * folds_out
+    start = serve(vectors, busy) - busy
+    writes = start[:, None] + (np.arange(folds_out) + 1) * folds_in + LATENCY
+    return start, writes.ravel()
+
+
+def pointwise(arrivals: Times, folds_in: int, folds_out: int) -> Timing:
+    """Matrix-vector unit with a double buffer: pixel p loads while pixel p - 1 is computed."""
+    loads = arrivals.reshape(-1, folds_in)
+    start, writes = matvec(loads[:, -1], folds_in, folds_out)
+    free = np.concatenate([[0], start[:-1]])
+    return Timing(reads=(np.maximum(loads, free[:, None]).ravel(),), writes=(writes,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sliding:
+    """A window over a map held in a ring of rows: which input pixel an output pixel waits for, and when rows become free."""
+
+    frames: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    rows: int
+    need_row: npt.NDArray[np.int64]
+    need_col: npt.NDArray[np.int64]
+    last_user: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(window: Window, frames: int, height: int, width: int) -> Sliding:
+        """The schedule of a plain window."""
+        out_h, out_w = window.out_size(height, width)
+        reach = [(k - 1) * d for k, d in zip(window.kernel, window.dilation, strict=True)]
+        top, left = window.pad[:2]
+        need_row = np.clip(np.arange(out_h) * window.stride[0] - top + reach[0], 0, height - 1)
+        need_col = np.clip(np.arange(out_w) * window.stride[1] - left + reach[1], 0, width - 1)
+        need_row[-1] = max(need_row[-1], 0)
+        last_user = np.clip((np.arange(height) + top) // window.stride[0], 0, out_h - 1)
+        return Sliding(
+            frames=frames, height=height, width=width, out_height=out_h, out_width=out_w, rows=reach[0] + 1,
+            need_row=need_row, need_col=need_col, last_user=last_user,
+        )  # fmt: skip
+
+    @staticmethod
+    def around(reach: int, frames: int, height: int, width: int) -> Sliding:
+        """The schedule of a deformable layer: whole rows up to ``reach`` below."""
+        rows, columns = np.arange(height), np.full(width, width - 1)
+        return Sliding(
+            frames=frames, height=height, width=width, out_height=height, out_width=width, rows=min(2 * reach + 1, height),
+            need_row=np.minimum(rows + reach, height - 1), need_col=columns, last_user=np.minimum(rows + reach, height - 1),
+        )  # fmt: skip
+
+    def ready(self, arrivals: Times) -> Times:
+        """When each output pixel's last input pixel is there; (frames·pixels,)."""
+        grid = arrivals.reshape(self.frames, self.height, self.width, -1)[..., -1]
+        return grid[:, self.need_row][:, :, self.need_col].reshape(-1)
+
+    def reads(self, arrivals: Times, pixel_done: Times) -> Times:
+        """When input beats are taken: a row waits until the row that it replaces in the ring has had its last user."""
+        row_done = pixel_done.reshape(self.frames, self.out_height, self.out_width)[:, :, -1]
+        free = row_done[:, self.last_user].ravel()  # of every input row, counted through all frames
+        grid = arrivals.reshape(self.frames * self.height, -1).copy()
+        if self.rows < len(grid):
+            grid[self.rows :] = np.maximum(grid[self.rows :], free[: -self.rows, None])
+        return grid.ravel()
