@@ -1,0 +1,81 @@
+"""Sizes and address arithmetic of the rings that hold the rows a sliding window still needs."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amaranth import Mux, Signal, Value, unsigned
+
+from hw.params import Window
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One level of a loop nest: how often it runs and by how much its position moves each time."""
+
+    count: int
+    step: int
+
+
+def strides(loops: Sequence[Loop]) -> list[int]:
+    """By how much the position moves when each level (outermost first) advances and all levels inside it restart.
+
+    When a level advances, every level inside it stands at its last iteration, so the move is a constant.
+    """
+    moves, inside = [], 0
+    for loop in reversed(loops):
+        moves.append(loop.step - inside)
+        inside += (loop.count - 1) * loop.step
+    return moves[::-1]
+
+
+@dataclass(frozen=True)
+class WindowRing:
+    """The ring of a sliding window, in pixels of the input, positions counted along the rows.
+
+    A window's positions lie between its first corner and ``span`` pixels further. The corner moves by ``pixel`` to the
+    next output of a row, by ``row`` to the next row, by ``frame`` to the next frame: all before it may be
+    overwritten. ``pixels`` is the capacity: the window and the furthest move, so that what the next window needs is
+    fetched while this one is read. For a 3×3 window with stride 1 that is two rows and four pixels.
+    """
+
+    span: int
+    pixel: int
+    row: int
+    frame: int
+    pixels: int
+
+
+def window_ring(height: int, width: int, window: Window) -> WindowRing:
+    """The ring of ``window`` over a map; ValueError if the window does not fit or lies all around the map."""
+    out_h, out_w = window.out_size(height, width)
+    (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.stride, window.dilation
+    for n, out, k, stride, d, pad in ((height, out_h, kh, sh, dh, window.pad[0]), (width, out_w, kw, sw, dw, window.pad[1])):
+        if not any(0 <= o * stride + t * d - pad < n for o in range(out) for t in range(k)):
+            raise ValueError(f"window must touch the map somewhere, not lie around it: {window}")
+    span = (kh - 1) * dh * width + (kw - 1) * dw + 1
+    row = sh * width - (out_w - 1) * sw
+    frame = (height - (out_h - 1) * sh) * width - (out_w - 1) * sw
+    if min(row, frame) < 0:  # padded so much that the corner would go back: keep two frames
+        return WindowRing(span, 0, 0, height * width, max(span, height * width) + height * width)
+    return WindowRing(span, sw, row, frame, span + max(sw, row, frame))
+
+
+def deform_rows(height: int, reach: int) -> int:
+    """Rows of the ring of a deformable unit: an even number, so that banks by parity do not clash where it wraps.
+
+    A row of outputs needs ``2·reach + 1`` rows and one more arrives meanwhile. Where the map is lower, two frames' rows
+    are enough: one is read, one arrives.
+    """
+    return min(2 * reach + 2, 2 * height)
+
+
+def wrap_add(value: Value, move: Value, size: int) -> Value:
+    """``(value + move) mod size`` for a value and a move of 0..size-1."""
+    total = value + move
+    return Mux(total >= size, total - size, total)[: max(size - 1, 0).bit_length()]
+
+
+def counter(size: int, name: str) -> Signal:
+    """A register for 0..size-1."""
+    return Signal(unsigned((size - 1).bit_length()), name=name)
