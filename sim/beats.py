@@ -49,7 +49,8 @@ def unpack(beats: Bytes, lanes: Lanes, channels: int) -> npt.NDArray[np.int64]:
     if lanes.signed:
         place[-1] = -place[-1]
     values = (bits * place).sum(axis=2, dtype=np.int64)
-    return values.reshape(-1, lanes.beats(channels) * lanes.lanes)[:, :channels]
+    maps: npt.NDArray[np.int64] = values.reshape(-1, lanes.beats(channels) * lanes.lanes)[:, :channels]
+    return maps
 
 
 def words(beats: Bytes) -> list[int]:

@@ -22,6 +22,11 @@ QUIET_CYCLES = 24
 WILLING = (0.3, 0.6, 0.9)
 
 
+def title(spec: dict[str, Any]) -> str:
+    """A stream in words."""
+    return f"{spec['case']} ({spec['unit']}) {spec['port']}"
+
+
 class Source:
     """Feeds one input; while not valid its payload is the complement of the next beat, so that looking early is caught."""
 
@@ -65,7 +70,7 @@ class Sink:
 
     def where(self) -> str:
         """The beat being looked at."""
-        return f"{self.spec['case']} ({self.spec['unit']}) {self.spec['port']} beat {self.got}: {locate(self.got, self.spec['shape'], self.lanes)}"
+        return f"{title(self.spec)} beat {self.got}: {locate(self.got, self.spec['shape'], self.lanes)}"
 
     def fail(self, message: str) -> None:
         """Remember the first few errors."""
@@ -108,8 +113,8 @@ class Sink:
         elif full_rate and len(self.frame_ends) >= 3:
             interval = self.frame_ends[-1] - self.frame_ends[-2]
             if interval != self.spec["frame_cycles"]:
-                ends = self.frame_ends
-                self.fail(f"back-to-back frames took {interval} cycles, frame_cycles says {self.spec['frame_cycles']} (frames ended at {ends})")
+                claim = self.spec["frame_cycles"]
+                self.fail(f"back-to-back frames took {interval} cycles, frame_cycles says {claim} (frames ended at {self.frame_ends})")
         return self.errors
 
 
@@ -149,9 +154,7 @@ async def matches_golden(dut: Any, stall_i: bool, stall_o: bool) -> None:
     await drive(dut, sources, sinks, will_i, will_o, max_cycles)
     clock.stop()
     errors = [error for sink in sinks for error in sink.finish(full_rate=not (stall_i or stall_o))]
-    errors += [
-        f"{s.spec['case']} ({s.spec['unit']}) {s.spec['port']}: only {s.sent} of {len(s.words)} beats were taken" for s in sources if s.sent < len(s.words)
-    ]
+    errors += [f"{title(s.spec)}: only {s.sent} of {len(s.words)} beats were taken" for s in sources if s.sent < len(s.words)]
     if errors:
         run = f"stall_i={stall_i} stall_o={stall_o}"
         with open("failures.txt", "a") as log:

@@ -52,7 +52,7 @@ class Case:
         object.__setattr__(self, "outputs", self.op.golden(*self.inputs))
 
 
-class Bench(wiring.Component):
+class Bench(wiring.Component):  # type: ignore[misc]
     """The units of all cases side by side.
 
     Members: ``i_valid``, ``i_ready``, ``o_valid``, ``o_ready`` hold one bit for each stream of all cases in order (cocotb then
@@ -69,7 +69,8 @@ class Bench(wiring.Component):
                     self.streams[direction].append((k, name))
                     members[f"c{k}_{name}"] = flow(lanes_of(getattr(unit, name)).width)
         n_i, n_o = map(len, self.streams)
-        super().__init__({"i_valid": wiring.In(n_i), "i_ready": wiring.Out(n_i), "o_valid": wiring.Out(n_o), "o_ready": wiring.In(n_o), **members})
+        handshakes = {"i_valid": wiring.In(n_i), "i_ready": wiring.Out(n_i), "o_valid": wiring.Out(n_o), "o_ready": wiring.In(n_o)}
+        super().__init__({**handshakes, **members})
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -114,8 +115,9 @@ def build_bench(bench: Bench) -> Path:
         (folder / "bench.v").write_text(text)
         (folder / "ports.vlt").write_text('`verilator_config\npublic_flat_rw -module "bench" -var "*"\n')
         run_command(
-            [root / "bin" / "verilator", "-cc", "--exe", "--vpi", "--prefix", "Vtop", "-o", "bench", "--top-module", "bench", "-Mdir", folder,
-             *VERILATOR_ARGS, "-LDFLAGS", f"-Wl,-rpath,{libs} -L{libs} -lcocotbvpi_verilator", main, folder / "ports.vlt", folder / "bench.v"],
+            [root / "bin" / "verilator", "-cc", "--exe", "--vpi", "--prefix", "Vtop", "-o", "bench", "--top-module", "bench",
+             "-Mdir", folder, *VERILATOR_ARGS, "-LDFLAGS", f"-Wl,-rpath,{libs} -L{libs} -lcocotbvpi_verilator",
+             main, folder / "ports.vlt", folder / "bench.v"],
             env,
         )  # fmt: skip
         run_command(["make", "-s", "-C", folder, "-f", "Vtop.mk", *MAKE_ARGS], env)
@@ -158,7 +160,8 @@ def run_cases(cases: Sequence[Case], work: Path) -> None:
     failures.unlink(missing_ok=True)
     try:
         get_runner("verilator").test(
-            test_module="sim.bench_unit", hdl_toplevel="bench", build_dir=build, test_dir=work, log_file=log, results_xml=str(work / "results.xml"),
+            test_module="sim.bench_unit", hdl_toplevel="bench", hdl_toplevel_lang="verilog",
+            build_dir=build, test_dir=work, log_file=log, results_xml=str(work / "results.xml"),
             extra_env={"WARPLOOM_VECTORS": str(work), "COCOTB_LOG_LEVEL": "WARNING"},
         )  # fmt: skip
     except SystemExit as stop:

@@ -1,0 +1,49 @@
+"""Rounding and saturation, the one copy in hardware. Twin of sw.ops.requant.rescale; tests compare the two exhaustively."""
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from amaranth.hdl import Const, Mux, Value
+
+Rounding = Literal["half_up", "half_even", "floor"]
+ROUNDINGS: tuple[Rounding, ...] = ("half_up", "half_even", "floor")
+
+
+def signed_bits(lowest: int, highest: int) -> int:
+    """Bits of the smallest signed type that holds ``lowest..highest``."""
+    return max(highest.bit_length() if highest >= 0 else 0, (-lowest - 1).bit_length() if lowest < 0 else 0) + 1
+
+
+def shift_keep(product: Value, shift: Value | int) -> tuple[Any, Any]:
+    """``product >> (shift - 1)``, which keeps the first discarded bit, and whether a bit below that was set; shift >= 1.
+
+    Rounding in two steps (this, then :func:`round_kept`) lets a register stand between the shifter and the adder, and the
+    adder is as narrow as the result.
+    """
+    below = Value.cast(shift) - 1 if isinstance(shift, Value) else shift - 1
+    if isinstance(below, int):
+        return product >> below, product[:below].any() if below else Const(0)
+    fewer = below[: len(Value.cast(shift))]
+    mask = ((Const(1) << fewer) - 1)[: len(product)]
+    return product >> fewer, (product & mask).any()
+
+
+def round_kept(kept: Value, sticky: Value, rounding: Rounding) -> Value:
+    """Second half of the rounding: half of ``kept``, rounded."""
+    whole = kept >> 1
+    if rounding == "floor":
+        return whole
+    if rounding == "half_up":
+        return whole + kept[0]
+    odd = kept[1] if len(kept) > 1 else kept[0]
+    return whole + (kept[0] & (odd | sticky))
+
+
+def rescale(acc: Value, multiplier: Value | int, shift: Value | int, rounding: Rounding) -> Value:
+    """``round(acc · multiplier · 2^-shift)`` as one expression: what the pipeline of RequantUnit computes in steps."""
+    return round_kept(*shift_keep(acc * multiplier, shift), rounding)
+
+
+def saturate(value: Value, low: int, high: int) -> Value:
+    """``value`` clamped to ``low..high``."""
+    return Mux(value < low, low, Mux(value > high, high, value))

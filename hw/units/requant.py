@@ -1,0 +1,151 @@
+"""Requantization unit."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.fifo import Fifo
+from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep, signed_bits
+from hw.params import Ints, Lanes
+
+from .base import Unit, signature
+
+
+class RequantUnit(Unit):
+    """Accumulators to activations, ``clamp(round(acc · multiplier · 2^-shift), low, high)`` with a multiplier and shift a channel.
+
+    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles; ready is registered.
+    Multipliers and shifts stand in a ROM of one row a channel group, or are constants where all groups agree.
+
+    Parameters
+    ----------
+    height, width, channels: of the map
+    multiplier: (C,), shift: (C,) in 1..47
+    low, high: the clamp, inside the range of ``o``
+    rounding: "half_up", "half_even" or "floor"
+    i, o: streams, with equal lanes
+
+    Raises
+    ------
+    ValueError: if lengths, ranges or lanes do not fit
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multiplier: Ints,
+        shift: Ints,
+        low: int,
+        high: int,
+        rounding: Rounding = "half_up",
+        i: Lanes,
+        o: Lanes,
+        height: int = 1,
+        width: int = 1,
+    ) -> None:
+        if not len(multiplier) == len(shift) == channels:
+            raise ValueError(f"multiplier and shift must have {channels} entries, not {len(multiplier)} and {len(shift)}")
+        if min(shift) < 1 or max(shift) > 47:
+            raise ValueError(f"shift must be in 1..47, not {min(shift)!r}..{max(shift)!r}")
+        if not o.lowest <= low <= high <= o.highest:
+            raise ValueError(f"low and high must lie in {o.lowest}..{o.highest}, not {low!r}..{high!r}")
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be half_up, half_even or floor, not {rounding!r}")
+        if i.lanes != o.lanes:
+            raise ValueError(f"i and o must have equal lanes, not {i.lanes!r} and {o.lanes!r}")
+        self.pixels, self.channels = height * width, channels
+        self.low, self.high, self.rounding = low, high, rounding
+        self.i_lanes, self.o_lanes = i, o
+        self.groups = i.beats(channels)
+        unused = self.groups * i.lanes - channels
+        self.multiplier = [*multiplier, *[0] * unused]
+        self.shift = [*shift, *[min(shift)] * unused]
+        super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
+
+    @property
+    def frame_cycles(self) -> int:
+        return self.pixels * self.groups
+
+    @property
+    def multipliers(self) -> int:
+        return self.i_lanes.lanes
+
+    def table(self, m: Module, name: str, values: Sequence[int], shape: Any, group: Value, en: Value) -> list[Any]:
+        """The lanes' values for the beat accepted in the cycle before: a ROM read, or constants."""
+        lanes = self.i_lanes.lanes
+        rows = [list(values[k : k + lanes]) for k in range(0, len(values), lanes)]
+        # Unused lanes of the last group take the value that makes a constant possible.
+        rows[-1] = [rows[0][n] if self.channels <= (self.groups - 1) * lanes + n and name == "shift" else v for n, v in enumerate(rows[-1])]
+        if all(row == rows[0] for row in rows):
+            return [Const(v, shape) for v in rows[0]]
+        memory = Memory(shape=data.ArrayLayout(shape, lanes), depth=len(rows), init=rows)
+        m.submodules[name] = memory
+        port = memory.read_port()
+        m.d.comb += [port.addr.eq(group), port.en.eq(en)]
+        return [port.data[n] for n in range(lanes)]
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.slice = out = Fifo(self.o_lanes, 2)
+        wiring.connect(m, out.o, wiring.flipped(self.o))
+        group = Signal(range(self.groups))
+        valid = [Signal(name=f"valid{k}") for k in range(4)]  # of the stages: input, product, shifted, rounded
+        en = Signal()
+        m.d.comb += [en.eq(~valid[-1] | out.i.ready), self.i.ready.eq(en), out.i.valid.eq(valid[-1])]
+        with m.If(en):
+            m.d.sync += [valid[0].eq(self.i.valid), *(b.eq(a) for a, b in pairwise(valid))]
+            with m.If(self.i.valid):
+                m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
+        bits = signed_bits(min(self.multiplier), max(self.multiplier))
+        multiplier = self.table(m, "multiplier", self.multiplier, signed(bits), group, en)
+        shift = self.table(m, "shift", self.shift, unsigned(max(self.shift).bit_length()), group, en)
+        for n in range(self.i_lanes.lanes):
+            m.d.comb += out.i.payload[n].eq(self.lane(m, n, multiplier[n], shift[n], en))
+        self.blank_unused(m, out.i, en)
+        return m
+
+    def lane(self, m: Module, n: int, multiplier: Value, shift: Value, en: Value) -> Signal:
+        """One lane's pipeline; a constant shift or multiplier of this lane is folded in."""
+        acc = Signal(signed(self.i_lanes.bits + (not self.i_lanes.signed)), name=f"acc{n}", reset_less=True)
+        product = Signal((acc * multiplier).shape(), name=f"product{n}", reset_less=True)
+        fixed = shift.value if isinstance(shift, Const) else None
+        shift_r = shift
+        if fixed is None:
+            shift_r = Signal(shift.shape(), name=f"shift{n}", reset_less=True)
+        shifted, lost = shift_keep(product, shift_r if fixed is None else fixed)
+        kept = Signal(shifted.shape(), name=f"kept{n}", reset_less=True)
+        sticky = Signal(name=f"sticky{n}", reset_less=True)
+        shape = signed(self.o_lanes.bits) if self.o_lanes.signed else unsigned(self.o_lanes.bits)
+        result = Signal(shape, name=f"result{n}", reset_less=True)
+        with m.If(en):
+            m.d.sync += [
+                acc.eq(self.i.payload[n]),
+                product.eq(acc * multiplier),
+                kept.eq(shifted),
+                sticky.eq(lost),
+                result.eq(saturate(round_kept(kept, sticky, self.rounding), self.low, self.high)),
+            ]
+            if fixed is None:
+                m.d.sync += shift_r.eq(shift)
+        return result
+
+    def blank_unused(self, m: Module, o: stream.Interface, en: Value) -> None:
+        """Unused lanes are multiplied by 0; only a clamp that excludes 0 makes them something else."""
+        used = self.channels - (self.groups - 1) * self.o_lanes.lanes
+        if used == self.o_lanes.lanes or self.low <= 0 <= self.high:
+            return
+        group = Signal(range(self.groups), name="o_group")
+        with m.If(o.valid & o.ready):
+            m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
+        with m.If(group == self.groups - 1):
+            m.d.comb += [o.payload[n].eq(0) for n in range(used, self.o_lanes.lanes)]

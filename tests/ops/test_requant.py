@@ -1,0 +1,71 @@
+# amaranth: UnusedElaboratable=no
+"""Requantization: hardware against golden."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hw.params import Lanes
+from hw.units.requant import RequantUnit
+from sim.run import Case
+from sw.ops import Requant
+
+RNG = np.random.default_rng(5)
+
+
+def case(name: str, channels: int, lanes: int, acc_bits: int, *, size: tuple[int, int] = (2, 3), shared: bool = False, **over: Any) -> Case:
+    """Corner accumulators and ties first, then random ones; a multiplier and shift a channel unless ``shared``."""
+    multiplier = RNG.integers(-(2**16) + 1, 2**16, channels)
+    multiplier[:2] = 2**16 - 1, -(2**16) + 1
+    shift = RNG.integers(1, 20, channels)
+    shift[:2] = 1, over.pop("longest", 30)
+    if shared:
+        multiplier, shift = np.full(channels, 4099), np.full(channels, 14)
+    fields: dict[str, Any] = {"low": -128, "high": 127, "bits": 8, "signed": True, "rounding": "half_up", **over}
+    op = Requant(multiplier=multiplier, shift=shift, **fields)
+    lowest, highest = -(1 << acc_bits - 1), (1 << acc_bits - 1) - 1
+    x = RNG.integers(lowest, highest + 1, (3, *size, channels))
+    near = 64 * (1 << shift) // np.maximum(np.abs(multiplier), 1)  # results inside the clamp
+    x[1] = np.clip(RNG.integers(-near - 2, near + 3, x[1].shape), lowest, highest)
+    corners = np.resize([lowest, highest, -1, 0, 1, 2, -2, 3], channels * 2)
+    x[0].reshape(-1)[: len(corners)] = corners[: x[0].size]
+    fields_hw = {k: fields[k] for k in ("low", "high", "rounding")}
+    unit = RequantUnit(
+        height=size[0], width=size[1], channels=channels, multiplier=multiplier.tolist(), shift=shift.tolist(),
+        i=Lanes(lanes=lanes, bits=acc_bits, signed=True), o=Lanes(lanes=lanes, bits=fields["bits"], signed=fields["signed"]), **fields_hw,
+    )  # fmt: skip
+    return Case(name=name, unit=unit, op=op, inputs=(x,), pysim=over.get("rounding") == "half_even")
+
+
+@pytest.mark.rtl
+def test_units_equal_golden(check_units: Any) -> None:
+    check_units([
+        case("half_up", 8, 4, 20),
+        case("half_even", 7, 3, 18, rounding="half_even"),
+        case("floor", 5, 8, 16, rounding="floor", size=(1, 1)),
+        case("relu", 6, 1, 24, low=0, high=255, signed=False),
+        case("wide_out", 4, 2, 32, bits=16, low=-32768, high=32767, longest=47),
+        case("shared", 9, 4, 22, shared=True, low=0, high=15, bits=4, signed=False),
+        case("shared_even", 4, 2, 22, shared=True, rounding="half_even"),
+        case("clamp_without_zero", 5, 4, 20, low=3, high=100),
+        case("lane_a_channel", 4, 4, 12),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shift": [0, 1]}, "shift must be in 1..47"),
+        ({"multiplier": [1]}, "must have 2 entries"),
+        ({"high": 200}, "low and high must lie in"),
+        ({"rounding": "up"}, "rounding must be"),
+        ({"o": Lanes(lanes=1, bits=8, signed=True)}, "equal lanes"),
+    ],
+)
+def test_wrong_parameters_are_refused(change: dict[str, Any], message: str) -> None:
+    lanes = Lanes(lanes=2, bits=8, signed=True)
+    good: dict[str, Any] = {"channels": 2, "multiplier": [1, 1], "shift": [1, 1], "low": -1, "high": 1, "i": lanes, "o": lanes}
+    with pytest.raises(ValueError, match=message):
+        RequantUnit(**{**good, **change})
