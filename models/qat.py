@@ -10,7 +10,7 @@ import brevitas.nn as qnn
 import torch
 from torch import Tensor, nn
 
-from models.detectors.codenet import Codenet
+from models.detectors.codenet import Codenet, CodenetConfig
 from models.layers import find_layers
 from models.ops.deform import SquareDeform
 from models.quantizers import (
@@ -46,11 +46,12 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 def _slot(module: nn.Module, *, head: bool, frac_bits: int) -> nn.Module:
     """The Brevitas layer for the place of a quantizer."""
+    slot: nn.Module = qnn.QuantIdentity(act_quant=Signed16 if head else Signed8)
     if isinstance(module, nn.ReLU):
-        return qnn.QuantReLU(act_quant=Unsigned8)
-    if isinstance(module, nn.Hardtanh):
-        return qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits))
-    return qnn.QuantIdentity(act_quant=Signed16 if head else Signed8)
+        slot = qnn.QuantReLU(act_quant=Unsigned8)
+    elif isinstance(module, nn.Hardtanh):
+        slot = qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits))
+    return slot
 
 
 def prepare(model: Codenet) -> Codenet:
@@ -130,8 +131,6 @@ def pack(model: Codenet) -> dict[str, Any]:
 
 def unpack(content: dict[str, Any]) -> Codenet:
     """The prepared model in eval mode that ``pack`` described; ValueError if it is none."""
-    from models.detectors.codenet import CodenetConfig
-
     try:
         model = prepare(Codenet(CodenetConfig.from_json(content["config"])).eval())
         model.load_state_dict(content["state"])

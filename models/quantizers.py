@@ -1,7 +1,7 @@
 """The project's quantizers (DESIGN.md 3) as Brevitas layers: power-of-two activation scales, weight scales m * 2^-k with m odd.
 
-An activation's quantizer is Brevitas' proxy around ``PowerOfTwo``; a weight's is Brevitas' integer quantizer with ``SnappedScale`` as its scale.
-Layers get and give plain tensors; each knows the quantizers before and behind it, so that a bias finds its scale and every scale its floor.
+An activation's quantizer is Brevitas' proxy around ``PowerOfTwo``; a weight's is Brevitas' integer quantizer with ``SnappedScale``. Layers
+get and give plain tensors; each knows the quantizers before and behind it, so that a bias finds its scale and every scale its floor.
 """
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class PowerOfTwo(nn.Module):
         self.exponent.fill_(min(errors, key=lambda e: (errors[e], e)))
 
 
-class Weight4(NarrowIntQuant, WeightQuantSolver):  # type: ignore[misc]
+class Weight4(NarrowIntQuant, WeightQuantSolver):
     """Signed, narrow, 4 bits: -7..7."""
 
     bit_width = 4
@@ -125,14 +125,14 @@ class Weight8(Weight4):
     bit_width = 8
 
 
-class Unsigned8(UintQuant, ActQuantSolver):  # type: ignore[misc]
+class Unsigned8(UintQuant, ActQuantSolver):
     """After a ReLU."""
 
     bit_width = 8
     tensor_quant = PowerOfTwo
 
 
-class Signed8(IntQuant, ActQuantSolver):  # type: ignore[misc]
+class Signed8(IntQuant, ActQuantSolver):
     """Where no ReLU is."""
 
     bit_width = 8
@@ -183,7 +183,7 @@ class _Placed:
         return quantizer_of(self.neighbours[1])
 
 
-class QuantConv(_Placed, qnn.QuantConv2d):  # type: ignore[misc]
+class QuantConv(_Placed, qnn.QuantConv2d):
     """Convolution with quantized weights and a bias of 24 bits at accumulator scale."""
 
     @torch.no_grad()
@@ -208,7 +208,7 @@ class QuantConv(_Placed, qnn.QuantConv2d):  # type: ignore[misc]
         return y
 
 
-class QuantDeform(_Placed, qnn.QuantConv2d):  # type: ignore[misc]
+class QuantDeform(_Placed, qnn.QuantConv2d):
     """Square deformable depthwise convolution with quantized weights."""
 
     def __init__(self, channels: int) -> None:
