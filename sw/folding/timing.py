@@ -6,6 +6,7 @@ they must be, which is what the FIFO sizes are read from (sw/folding/schedule.py
 """
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ def split(arrivals: Times, sizes: tuple[int, ...], lanes: int) -> Timing:
     done = serve(arrivals, 1)
     per_pixel = done.reshape(-1, sum(sizes) // lanes)
     bounds = np.cumsum([0, *(s // lanes for s in sizes)])
-    writes = tuple(per_pixel[:, a:b].ravel() + 1 for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    writes = tuple(per_pixel[:, a:b].ravel() + 1 for a, b in itertools.pairwise(bounds))
     return Timing(reads=(done,), writes=writes)
 
 
@@ -74,7 +75,7 @@ def concat(arrivals: tuple[Times, ...], sizes: tuple[int, ...], lanes: int, inte
     done = serve(np.concatenate(per_pixel, axis=1).ravel(), 1)
     bounds = np.cumsum([0, *(s // lanes for s in sizes)])
     rows = done.reshape(-1, bounds[-1])
-    return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in zip(bounds[:-1], bounds[1:], strict=True)), writes=(done + LATENCY,))
+    return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in itertools.pairwise(bounds)), writes=(done + LATENCY,))
 
 
 def upsample(arrivals: Times, frames: int, height: int, row_beats: int, width: int, factor: int) -> Timing:

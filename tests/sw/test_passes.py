@@ -1,0 +1,65 @@
+"""Every pass leaves golden's answer unchanged and every tensor of the file recoverable."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sw import golden
+from sw.frontends import qonnx
+from sw.graph import Graph, verify
+from sw.ops import Concat, Shuffle, Upsample
+from sw.passes import PASSES, run_all
+from sw.testing import QonnxWriter, micro_network
+
+
+def check(before: Graph, after: Graph) -> None:
+    verify(after)
+    (name,) = before.inputs
+    images = np.random.default_rng(0).integers(0, 256, (2, *before.tensors[name].type.shape))
+    a, b = golden.run(before, images), golden.run(after, images)
+    for t in before.outputs:
+        np.testing.assert_array_equal(a[t], b[t], err_msg=t)
+    assert set(before.origins) <= set(after.origins) | set(after.removed)
+    for file_name, origin in after.origins.items():
+        np.testing.assert_array_equal(origin.recover(b[origin.tensor]), a[before.origins[file_name].tensor], err_msg=file_name)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", list(PASSES))
+def test_each_pass_is_exact(tmp_path: Path, name: str, seed: int) -> None:
+    graph = qonnx.load(micro_network(tmp_path / "m.onnx", seed=seed))
+    check(graph, PASSES[name](graph))
+
+
+def test_all_passes_are_exact_and_do_their_work(tmp_path: Path) -> None:
+    graph = qonnx.load(micro_network(tmp_path / "m.onnx"))
+    after = run_all(graph)
+    check(graph, after)
+    assert after.multiplications() < graph.multiplications()
+    assert not any(isinstance(n.op, Shuffle) for n in after.nodes)
+    assert any(isinstance(n.op, Concat) and n.op.interleave for n in after.nodes)
+    for node in after.nodes:
+        if isinstance(node.op, Upsample):
+            assert {n.op.name for n in after.consumers(node.outputs[0])} <= {"deform", "depthwise"}
+
+
+def test_a_shuffle_whose_concat_has_another_reader_stays(tmp_path: Path) -> None:
+    w = QonnxWriter(8, 8)
+    a, b = w.conv(w.image, "a", 4), w.conv(w.image, "b", 4)
+    w.scales[b] = w.scales[a]
+    joined = w.concat([a, b], "joined")
+    outputs = [w.conv(w.shuffle(joined, "s", 8, 8), "c", 2), w.conv(joined, "d", 2)]
+    graph = qonnx.load(w.save(tmp_path / "m.onnx", outputs))
+    after = run_all(graph)
+    check(graph, after)
+    assert any(isinstance(n.op, Shuffle) for n in after.nodes)
+
+
+def test_dead_branches_are_removed_and_listed(tmp_path: Path) -> None:
+    w = QonnxWriter(8, 8)
+    x = w.conv(w.image, "x", 4)
+    w.conv(x, "unused", 4)
+    graph = qonnx.load(w.save(tmp_path / "m.onnx", [w.conv(x, "y", 2)]))
+    after = run_all(graph)
+    assert after.removed["unused"].startswith("remove_dead") and len(after.nodes) == len(graph.nodes) - 2
+    check(graph, after)
