@@ -84,7 +84,7 @@ class Sink:
                 self.fail("valid was withdrawn before the beat was taken")
             self.held = None
             return
-        got = self.handle.value.to_unsigned()
+        got = int(self.handle.value)
         if self.held is not None and self.held != got:
             self.fail(f"payload changed from {self.held:#x} to {got:#x} while it waited")
         self.held = None if ready else got
@@ -172,7 +172,7 @@ async def drive(dut: Any, sources: list[Source], sinks: list[Sink], will_i: Any,
         i_valid.value = sum(1 << k for k, on in enumerate(valid) if on)
         o_ready.value = sum(1 << k for k, on in enumerate(ready) if on)
         await ReadOnly()
-        accepted, offered = i_ready.value.to_unsigned(), o_valid.value.to_unsigned()
+        accepted, offered = int(i_ready.value), int(o_valid.value)
         for k, sink in enumerate(sinks):
             sink.sample(bool(offered >> k & 1), ready[k], cycle)
         quiet = quiet + 1 if all(sink.got >= len(sink.words) for sink in sinks) else 0
