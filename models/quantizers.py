@@ -239,10 +239,11 @@ def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
 
 @torch.no_grad()
 def start_scales(layer: QuantConv | QuantDeform, candidates: int = 40) -> None:
-    """Give each output channel's weights the scale of least squared error."""
+    """Give each output channel's weights the scale of least squared error; one (almost) without weights gets a scale that lets it learn."""
     weight = layer.weight.flatten(1)
     high = 127 if layer.weight_quant.quant_injector.bit_width == 8 else 7
-    largest = weight.abs().amax(1, keepdim=True).clamp(min=1e-12)
+    largest = weight.abs().amax(1, keepdim=True)
+    largest = largest.clamp(min=float(largest.max()) * 2**-8 or 2**-4)
     best, error = largest / high, torch.full_like(largest, float("inf"))
     for step in range(candidates):
         scale = largest / high * (1 - 0.6 * step / candidates)
