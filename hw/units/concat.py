@@ -82,7 +82,8 @@ class ConcatUnit(Unit):
             *(i.ready.eq(take) for i in self.inputs),
         ]
         with m.If(take):
-            woven = Cat(i.payload[lane].as_unsigned() if self.lanes.signed else i.payload[lane] for lane in range(self.lanes.lanes) for i in self.inputs)
+            bits = self.lanes.bits
+            woven = Cat(i.payload.as_value()[k : k + bits] for k in range(0, self.lanes.width, bits) for i in self.inputs)
             m.d.sync += [held.eq(woven), left.eq(count)]
         with m.Elif(o.valid & o.ready):
             m.d.sync += [held.eq(held >> self.lanes.width), left.eq(left - 1)]

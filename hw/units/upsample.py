@@ -65,7 +65,8 @@ class UpsampleUnit(Unit):
 
         fetched = Signal()  # the memory's output holds a beat
         advance = Signal()
-        m.d.comb += [advance.eq(~fetched | out.i.ready), out.i.valid.eq(fetched), out.i.payload.as_value().eq(read.data), read.en.eq(advance)]
+        m.d.comb += [advance.eq(~fetched | out.i.ready), read.en.eq(advance)]
+        m.d.comb += [out.i.valid.eq(fetched), out.i.payload.as_value().eq(read.data)]
         entry = self.walk(m, issue, free, row_end, read.addr, depth)
         m.d.comb += issue.eq(advance & (entry < have))
         with m.If(advance):

@@ -13,7 +13,9 @@ from sim.run import Case
 from sw.ops import Concat
 
 
-def case(name: str, sizes: tuple[int, ...], lanes: Lanes, *, interleave: bool = False, size: tuple[int, int] = (2, 3), pysim: bool = False) -> Case:
+def case(
+    name: str, sizes: tuple[int, ...], lanes: Lanes, *, interleave: bool = False, size: tuple[int, int] = (2, 3), pysim: bool = False
+) -> Case:
     """Random frames over the whole range."""
     rng = np.random.default_rng(len(name))
     inputs = tuple(rng.integers(lanes.lowest, lanes.highest + 1, (3, *size, c)) for c in sizes)

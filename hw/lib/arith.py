@@ -1,0 +1,44 @@
+"""Adder trees and packed constants."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from amaranth.hdl import Module, Signal, Value
+
+
+def bits_for(values: Iterable[int]) -> int:
+    """Bits of the smallest signed type that holds all ``values``."""
+    return max((v if v >= 0 else ~v).bit_length() for v in values) + 1
+
+
+def pack_row(values: Iterable[int], bits: int) -> int:
+    """Integers side by side as one memory row, the first lowest, each two's complement in ``bits``."""
+    row = 0
+    for k, value in enumerate(values):
+        row |= (value & (1 << bits) - 1) << k * bits
+    return row
+
+
+def tree_stages(terms: int, every: int = 2) -> int:
+    """Registers that a value passes in :func:`adder_tree`."""
+    levels = max(terms - 1, 0).bit_length()
+    return -(-levels // every)
+
+
+def adder_tree(m: Module, terms: Sequence[Value], en: Value, name: str, every: int = 2) -> Value:
+    """Exact sum of ``terms``, pairwise, with a register after every ``every`` levels and the last; they move when ``en`` is set.
+
+    Latency :func:`tree_stages`; a single term passes without a register. Not ``sum()``, whose chain is as deep as it is long
+    and a bit wider at every step.
+    """
+    level = 0
+    row = list(terms)
+    while len(row) > 1:
+        row = [row[k] + row[k + 1] if k + 1 < len(row) else row[k] for k in range(0, len(row), 2)]
+        level += 1
+        if level % every == 0 or len(row) == 1:
+            registers = [Signal(v.shape(), name=f"{name}_{level}_{k}", reset_less=True) for k, v in enumerate(row)]
+            with m.If(en):
+                m.d.sync += [r.eq(v) for r, v in zip(registers, row, strict=True)]
+            row = list(registers)
+    return row[0]

@@ -1,0 +1,181 @@
+"""Matrix times vector, folded in both directions."""
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.arith import adder_tree, bits_for, pack_row, tree_stages
+from hw.lib.fifo import Fifo
+from hw.params import Ints, Ints3, Lanes
+from hw.units.base import Unit, signature
+
+
+class MatVec(Unit):
+    """``o[r] = bias[r] + Σ_b Σ_n weights[r][b][n] · i[b][n]`` for one vector of beats after another.
+
+    A vector comes in ``beats`` beats of SIMD = ``i.lanes`` elements. PE = ``o.lanes`` rows are computed at a time, a beat a
+    cycle, so a vector takes ``folds · beats`` cycles with folds = ceil(rows / PE), and a beat of results leaves after each
+    ``beats`` of them. With more than one fold the vector is kept in a ring of two vectors: the next comes in meanwhile, and
+    the first fold starts as soon as its first beat is there.
+
+    Throughput: a vector every ``vector_cycles``, back to back. Latency: ``latency`` cycles from the beat that completes a fold
+    to its result. Ready is registered where the vector is kept.
+
+    Parameters
+    ----------
+    weights: (rows, beats, SIMD); bias: (rows,)
+    i: stream in; o: stream out, signed, wide enough for every result (partial sums may wrap)
+
+    Raises
+    ------
+    ValueError: if the sizes do not agree or the bias does not fit
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, *, weights: Ints3, bias: Ints, i: Lanes, o: Lanes) -> None:
+        if not weights or len(weights) != len(bias):
+            raise ValueError(f"weights and bias must have equal rows, not {len(weights)} and {len(bias)}")
+        if len({len(row) for row in weights}) != 1 or any(len(beat) != i.lanes for row in weights for beat in row):
+            raise ValueError(f"weights must be (rows, beats, {i.lanes})")
+        if not o.signed or bits_for(bias) > o.bits:
+            raise ValueError(f"o must be signed and hold the bias {min(bias)}..{max(bias)}, not {o!r}")
+        self.i_lanes, self.o_lanes = i, o
+        self.beats, self.folds = len(weights[0]), o.beats(len(weights))
+        missing = self.folds * o.lanes - len(weights)
+        rows = [*weights, *[[[0] * i.lanes] * self.beats] * missing]
+        self.weight_bits = bits_for(w for row in weights for beat in row for w in beat)
+        #: A row of the ROM for each cycle of a vector: PE × SIMD weights, SIMD of row 0 lowest.
+        self.rom = [
+            pack_row((w for row in rows[f * o.lanes : (f + 1) * o.lanes] for w in row[b]), self.weight_bits)
+            for f in range(self.folds)
+            for b in range(self.beats)
+        ]
+        padded = [*bias, *[0] * missing]
+        self.bias = [padded[k : k + o.lanes] for k in range(0, len(padded), o.lanes)]
+        super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
+
+    @property
+    def vector_cycles(self) -> int:
+        """Cycles a vector takes."""
+        return self.folds * self.beats
+
+    @property
+    def frame_cycles(self) -> int:
+        return self.vector_cycles
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a fold's last step to its result: fetch, multiply, add, accumulate, output register."""
+        return 4 + tree_stages(self.i_lanes.lanes)
+
+    @property
+    def multipliers(self) -> int:
+        return self.i_lanes.lanes * self.o_lanes.lanes
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.slice = out = Fifo(self.o_lanes, 2)
+        wiring.connect(m, out.o, wiring.flipped(self.o))
+        step, issue = Signal(), Signal()
+        done = Signal()  # the accumulators hold results
+        m.d.comb += [step.eq(~done | out.i.ready), out.i.valid.eq(done)]
+        beat, fold = Signal(range(self.beats)), Signal(range(self.folds))
+        last, last_fold = beat == self.beats - 1, fold == self.folds - 1
+        with m.If(issue):
+            m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+            with m.If(last):
+                m.d.sync += fold.eq(Mux(last_fold, 0, fold + 1))
+        element = self.kept(m, step, issue, beat, last & last_fold, last_fold) if self.folds > 1 else self.passed(m, step, issue)
+        products = self.products(m, step, issue, element)
+        sums = [adder_tree(m, row, step, f"sum{k}") for k, row in enumerate(products)]
+
+        # What travels beside the data, up to the accumulators' input.
+        stages = 2 + tree_stages(self.i_lanes.lanes)
+        valid, first, end = ([Signal(name=f"{name}{k}") for k in range(stages)] for name in ("valid", "first", "end"))
+        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(stages)]
+        with m.If(step):
+            for chain, start in ((valid, issue), (first, beat == 0), (end, last), (folds, fold)):
+                m.d.sync += [b.eq(a) for a, b in pairwise([start, *chain])]
+            m.d.sync += done.eq(valid[-1] & end[-1])
+        bias = self.bias_row(m, step, folds[-2])
+        for k, total in enumerate(sums):
+            acc = Signal(signed(self.o_lanes.bits), name=f"acc{k}", reset_less=True)
+            with m.If(step & valid[-1]):
+                m.d.sync += acc.eq(Mux(first[-1], bias[k], acc) + total)
+            m.d.comb += out.i.payload[k].eq(acc)
+        return m
+
+    def passed(self, m: Module, step: Signal, issue: Signal) -> Signal:
+        """One fold: every beat is used once, as it comes. Returns the beat a cycle after its issue."""
+        element = Signal(self.i.payload.shape(), reset_less=True)
+        m.d.comb += [self.i.ready.eq(step), issue.eq(step & self.i.valid)]
+        with m.If(step):
+            m.d.sync += element.eq(self.i.payload)
+        return element
+
+    def kept(self, m: Module, step: Signal, issue: Signal, beat: Signal, vector_end: Value, last_fold: Value) -> Any:
+        """Several folds: beats go through a ring of two vectors. Returns the beat a cycle after its issue."""
+        depth = 2 * self.beats
+        m.submodules.vector = memory = Memory(shape=self.i.payload.shape(), depth=depth, init=[])
+        write, read = memory.write_port(), memory.read_port()
+        # Beats come from the start of the current vector on; those that the last fold has read are free.
+        have, used = Signal(range(depth + self.beats + 1)), Signal(range(depth + 1))
+        upper = Signal()  # the current vector lies in the upper half
+        store, place = Signal(), Signal(range(depth))
+        m.d.comb += [
+            self.i.ready.eq(used != depth),
+            store.eq(self.i.valid & self.i.ready),
+            write.addr.eq(place),
+            write.data.eq(self.i.payload),
+            write.en.eq(store),
+            issue.eq(step & (have > beat)),
+            read.addr.eq(Mux(upper, self.beats, 0) + beat),
+            read.en.eq(step),
+        ]
+        with m.If(store):
+            m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
+        with m.If(issue & vector_end):
+            m.d.sync += upper.eq(~upper)
+        m.d.sync += [
+            used.eq(used + store - (issue & last_fold)),
+            have.eq(have + store - Mux(issue & vector_end, self.beats, 0)),
+        ]
+        return read.data
+
+    def products(self, m: Module, step: Signal, issue: Signal, element: Any) -> list[list[Value]]:
+        """PE rows of SIMD products, registered."""
+        bits, simd, pe = self.weight_bits, self.i_lanes.lanes, self.o_lanes.lanes
+        m.submodules.weights = rom = Memory(shape=bits * simd * pe, depth=len(self.rom), init=self.rom)
+        port = rom.read_port()
+        index = Signal(range(len(self.rom)))
+        m.d.comb += [port.addr.eq(index), port.en.eq(step)]
+        with m.If(issue):
+            m.d.sync += index.eq(Mux(index == len(self.rom) - 1, 0, index + 1))
+        rows = []
+        for p in range(pe):
+            row = []
+            for n in range(simd):
+                at = (p * simd + n) * bits
+                value = element[n] * port.data[at : at + bits].as_signed()
+                row.append(Signal(value.shape(), name=f"product{p}_{n}", reset_less=True))
+                with m.If(step):
+                    m.d.sync += row[-1].eq(value)
+            rows.append(row)
+        return rows
+
+    def bias_row(self, m: Module, step: Signal, fold: Signal) -> list[Any]:
+        """The accumulators' start values, a cycle after ``fold``."""
+        shape = signed(self.o_lanes.bits)
+        if self.folds == 1:
+            return [Const(v, shape) for v in self.bias[0]]
+        m.submodules.bias = rom = Memory(shape=data.ArrayLayout(shape, self.o_lanes.lanes), depth=self.folds, init=self.bias)
+        port = rom.read_port()
+        m.d.comb += [port.addr.eq(fold), port.en.eq(step)]
+        return [port.data[k] for k in range(self.o_lanes.lanes)]
