@@ -1,0 +1,107 @@
+"""The four ways to run one network, behind one form: images in, real-valued head maps out."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models import checkpoint
+from models.data.transforms import letterbox
+from models.data.voc import Sample, VocFolder, find_split
+from models.frozen import FrozenNetwork
+from models.score import Maps, Network, torch_network
+from sw.graph import Graph
+from sw.runtime.accelerator import Accelerator
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A network with what it must be fed: ``size`` (height, width) of its input and its classes, in the order of its scores."""
+
+    name: str
+    network: Network
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+
+
+def torch_float(run: Path) -> Backend:
+    """The float network as trained."""
+    model = checkpoint.load_float(run / "float.pt")
+    return Backend(name="torch-float", network=torch_network(model), size=model.config.size, classes=model.config.classes)
+
+
+def torch_quantized(run: Path) -> Backend:
+    """The frozen quantized network, evaluated exactly."""
+    frozen = FrozenNetwork.load(run / "frozen.pt")
+
+    def network(images: Images) -> Maps:
+        hm, wh, reg = frozen.maps(images)
+        return hm, wh, reg
+
+    return Backend(name="torch-quantized", network=network, size=frozen.config.size, classes=frozen.config.classes)
+
+
+def accelerated(name: str, accelerator: Accelerator) -> Backend:
+    """Any accelerator: its integers times the power-of-two scales of its outputs. ValueError if it is no detector."""
+    graph = accelerator.graph
+
+    def network(images: Images) -> Maps:
+        return real_maps(graph, accelerator.run(images).outputs)
+
+    return Backend(name=name, network=network, size=input_size(graph), classes=class_names(graph))
+
+
+def stored(name: str, graph: Graph, images: Images, outputs: dict[str, npt.NDArray[Any]]) -> Backend:
+    """Outputs that a simulation has written: answers for exactly the images that it ran."""
+    maps = real_maps(graph, outputs)
+    place = {image.tobytes(): k for k, image in enumerate(images)}
+
+    def network(batch: Images) -> Maps:
+        unknown = sum(image.tobytes() not in place for image in batch)
+        if unknown:
+            raise ValueError(f"{unknown} of {len(batch)} images were not simulated; run `warploom simulate` with more --images")
+        chosen = [place[image.tobytes()] for image in batch]
+        hm, wh, reg = (m[chosen] for m in maps)
+        return hm, wh, reg
+
+    return Backend(name=name, network=network, size=input_size(graph), classes=class_names(graph))
+
+
+def real_maps(graph: Graph, outputs: dict[str, npt.NDArray[Any]]) -> Maps:
+    """hm, wh and reg as real values (N, h, w, C) from the graph's outputs in order."""
+    if len(graph.outputs) != 3:
+        raise ValueError(f"a detector must have three outputs (hm, wh, reg), not {list(graph.outputs)}")
+    hm, wh, reg = (outputs[t] * graph.tensors[t].scale_array() for t in graph.outputs)
+    return hm, wh, reg
+
+
+def input_size(graph: Graph) -> tuple[int, int]:
+    """(height, width) of the image."""
+    kind = graph.tensors[graph.inputs[0]].type
+    return kind.height, kind.width
+
+
+def class_names(graph: Graph) -> tuple[str, ...]:
+    """Class names from the file's metadata, else numbers."""
+    count = graph.tensors[graph.outputs[0]].type.channels
+    try:
+        names = json.loads(graph.metadata.get("classes", "null"))
+    except ValueError:
+        names = None
+    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
+        return tuple(names)
+    return tuple(str(k) for k in range(count))
+
+
+def first_samples(data: Path, split: str, classes: Sequence[str], size: tuple[int, int], count: int) -> tuple[list[Sample], Images]:
+    """The first ``count`` samples of a split and their letterboxed images (N, height, width, 3)."""
+    folder = VocFolder(data, find_split(data, split), classes)
+    samples = [folder[k] for k in range(min(count, len(folder)))]
+    return samples, np.stack([letterbox(s, size)[0].image for s in samples])

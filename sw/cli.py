@@ -1,0 +1,255 @@
+"""The command line: one verb a step. Every verb that prints figures takes --json."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sw import steps
+from sw.errors import WarploomError
+
+app = typer.Typer(
+    help="Quantized detectors with deformable convolutions, from PyTorch to an FPGA: "
+    "data, train, quantize, compile, simulate, verify, detect, report. One verb a step; each reads what the one before wrote.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+errors = Console(stderr=True)
+screen = Console()
+
+Run = Annotated[Path, typer.Option("--run", help="The run folder: every step reads from it and writes to it.")]
+Data = Annotated[Path | None, typer.Option("--data", help="A data set in Pascal VOC layout (default: the one the run was trained on).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
+Split = Annotated[str, typer.Option(help="Which list of ImageSets/Main to use.")]
+
+
+class BackendName(str, Enum):
+    """Ways to run the network."""
+
+    torch_float = "torch-float"
+    torch_quantized = "torch-quantized"
+    golden = "golden"
+    rtl = "rtl"
+
+
+@contextlib.contextmanager
+def bars(title: str) -> Iterator[Any]:
+    """A progress bar on standard error."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    errors.print(f"[dim]· {text}[/dim]")
+
+
+def show(record: dict[str, Any], as_json: bool, *keys: str) -> None:
+    """The record as JSON, or the named figures as a table."""
+    if as_json:
+        print(json.dumps(record))
+        return
+    table = Table(show_header=False, box=None)
+    for key in keys:
+        value = record.get(key)
+        table.add_row(key, f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else f"{value:,}" if isinstance(value, int) else str(value))
+    screen.print(table)
+
+
+@app.command()
+def data(
+    kind: Annotated[str, typer.Argument(help="Which embedded set: digits.")] = "digits",
+    out: Annotated[Path, typer.Option(help="Folder to write (Pascal VOC layout).")] = Path("data/digits"),
+    hard: Annotated[bool, typer.Option("--hard", help="3 to 8 digits from 10 pixels, contrast down to 0.3.")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the embedded data set: handwritten digits on photographs, no download."""
+    if kind != "digits":
+        raise WarploomError(f"the only embedded set is 'digits', not {kind!r}; any VOC folder can be given to --data instead")
+    with bars("draw scenes") as progress:
+        record = steps.data(out, hard=hard, seed=seed, progress=progress)
+    show(record, as_json, "data", "images")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option("--data", help="A data set in Pascal VOC layout.")],
+    run: Run = Path("runs/default"),
+    preset: Annotated[str, typer.Option(help="Network: tiny, small, a, b, c, d, e.")] = "tiny",
+    width: Annotated[float | None, typer.Option(help="Channel width: 0.25, 0.5, 1 or 2 (default: the preset's).")] = None,
+    size: Annotated[str | None, typer.Option(help="Input HEIGHTxWIDTH, multiples of 32 (default: the preset's).")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 40,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    init: Annotated[Path | None, typer.Option(help="A float checkpoint to start from.")] = None,
+    trunk: Annotated[Path | None, typer.Option(help="A ShuffleNetV2 state dict (torchvision's names) to start from.")] = None,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images (not for digits).")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a float detector. Repeat the command to continue after an interruption."""
+    options: dict[str, Any] = {"preset": preset, "width": width, "size": _size(size), "epochs": epochs, "batch": batch, "lr": lr}
+    options |= {"init": init, "trunk": trunk, "flip": flip, "seed": seed}
+    record = steps.train(run, data=data, **options)
+    show({**record, **record.get("evaluation", {})}, as_json, "split", "ap50", "ap50_11", "metric")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise WarploomError(f"--size must be like 128 or 192x256 (height x width), not {text!r}") from None
+
+
+@app.command()
+def quantize(
+    run: Run = Path("runs/default"),
+    data: Data = None,
+    epochs: Annotated[int, typer.Option(help="Passes of quantization-aware training (0: calibrate only).")] = 3,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images (not for digits).")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of order and augmentation.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Quantize to 4-bit weights and 8-bit activations, with training, and export QONNX."""
+    record = steps.quantize(run, data=data, epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed)
+    show({**record, **record.get("evaluation", {})}, as_json, "split", "float_ap50", "quantized_ap50", "loss")
+
+
+@app.command()
+def evaluate(
+    run: Run = Path("runs/default"),
+    backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = BackendName.torch_quantized,
+    data: Data = None,
+    split: Split = "test",
+    images: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    as_json: Json = False,
+) -> None:
+    """AP50 of one backend on a data set (area metric, single pass; the 11-point figure beside it)."""
+    record = steps.evaluate(run, backend=backend.value, data=data, split=split, images=images, bars=bars)
+    show(record, as_json, "backend", "split", "images", "ap50", "ap50_11", "metric")
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[Path | None, typer.Argument(help="A QONNX file (default: the run's model.onnx).")] = None,
+    run: Run = Path("runs/default"),
+    cycles: Annotated[int | None, typer.Option(help="Cycles a frame that no unit may exceed (default: as fast as folding can be).")] = None,
+    folding: Annotated[Path | None, typer.Option(help="JSON file that pins nodes to lanes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile QONNX to a streaming accelerator in Verilog: run/compiled."""
+    record = steps.compile(run, model=model, target_cycles=cycles, folding=folding, step=say)
+    for note in record["notes"]:
+        say(note)
+    summary = {**record, "folder": str(run / "compiled"), "nodes": len(record["nodes"])}
+    show(record if as_json else summary, as_json, "folder", "nodes", "multiplications", "multipliers", "interval_cycles")
+
+
+@app.command()
+def simulate(
+    run: Run = Path("runs/default"),
+    data: Data = None,
+    split: Split = "test",
+    images: Annotated[int, typer.Option(help="How many images, back to back.")] = 10,
+    stall: Annotated[float, typer.Option(help="Chance per cycle that source and sinks wait.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the stalls.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Simulate every cycle of the accelerator in Verilator on images of the data set."""
+    record = steps.simulate(run, data=data, split=split, images=images, stall=stall, seed=seed, bars=bars)
+    show(record, as_json, "images", "latency_cycles", "interval_cycles", "planned_interval_cycles", "multipliers_used", "cycles_per_second")
+
+
+@app.command()
+def verify(
+    run: Run = Path("runs/default"),
+    data: Data = None,
+    split: Split = "test",
+    images: Annotated[int, typer.Option(help="How many images to compare.")] = 10,
+    exercise: Annotated[int, typer.Option(help="Images for the second set of weights, which reaches every offset (0: none).")] = 4,
+    torch: Annotated[bool, typer.Option(help="Compare with frozen PyTorch too (off for a foreign model).")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compare PyTorch, golden and Verilog at every tensor; non-zero exit on any difference."""
+    record = steps.verify(run, data=data, split=split, images=images, exercise=exercise, torch=torch, step=say, bars=bars)
+    if as_json:
+        print(json.dumps(record))
+    else:
+        _print_verification(record)
+    if record["mismatches"]:
+        raise typer.Exit(1)
+
+
+def _print_verification(record: dict[str, Any]) -> None:
+    for part, title in ((record, "trained weights"), (record.get("exercise"), "weights made to reach every offset")):
+        if part is None:
+            continue
+        table = Table("node", "tensor", "compared", "shape", "values", "mismatches", title=f"{title}, {part['images']} images")
+        for row in part["tensors"]:
+            shape = "x".join(map(str, row["shape"]))
+            table.add_row(row["node"], row["tensor"], f"{row['left']} = {row['right']}", shape, f"{row['values']:,}", str(row["mismatches"]))
+        screen.print(table)
+        for gone in part["removed"]:
+            screen.print(f"removed: {gone['tensor']}: {gone['reason']}", markup=False)
+        for layer, found in part["offsets"].items():
+            counts = " ".join(f"{h['code']}:{h['count']}" for h in found["histogram"])
+            ends = "both ends included" if found["proves"] else f"range {found['low']}..{found['high']} not exercised"
+            screen.print(f"offsets of {layer}: {found['distinct']} distinct ({ends}), code:count {counts}", markup=False)
+    show(record, False, "images", "tensors_compared", "tensors_removed", "values_compared", "mismatches")
+    if record["first_mismatch"]:
+        screen.print("first mismatch:", record["first_mismatch"])
+
+
+@app.command()
+def detect(run: Run = Path("runs/default"), data: Data = None, split: Split = "test", images: int | None = None, as_json: Json = False) -> None:
+    """Draw the boxes decoded from the Verilog's own output beside ground truth: run/detect/*.png."""
+    record = steps.detect(run, data=data, split=split, images=images)
+    show({**record, "folder": str(run / "detect")}, as_json, "folder", "images")
+
+
+@app.command()
+def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
+    """Write one page with all figures of a run: report.md, report.html, report.json."""
+    record = steps.report(run)
+    show({**record, "report": str(run / "report.html")}, as_json, "report")
+
+
+def main() -> None:
+    """Entry point: messages instead of tracebacks (WARPLOOM_DEBUG=1 shows them)."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        errors.print("interrupted; earlier results are whole, and the same command goes on from there", markup=False)
+        sys.exit(130)
+    except (WarploomError, ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("WARPLOOM_DEBUG"):
+            raise
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The steps of the chain as functions, named like the verbs of the command line.
+
+Each reads what the step before it left in the run folder and writes its own result there. This is the one place whose names point
+upward, to models and sim, and they are loaded only when used: the compiler itself needs no PyTorch.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sw import compiler
+from sw.errors import WarploomError
+from sw.files import new_folder, whole_file
+from sw.report import write_report
+from sw.runtime.accelerator import Accelerator, GoldenAccelerator, Progress
+from sw.verify import verify as compare
+
+#: Name -> where it is. The only names in sw that point upward.
+UPWARD = {
+    "write_digits": "models.data.digits:write_digits",
+    "train": "models.train:train",
+    "quantize": "models.quantize:quantize",
+    "torch-float": "models.backends:torch_float",
+    "torch-quantized": "models.backends:torch_quantized",
+    "accelerated": "models.backends:accelerated",
+    "stored": "models.backends:stored",
+    "first_samples": "models.backends:first_samples",
+    "evaluate": "models.evaluate:evaluate",
+    "draw": "models.evaluate:draw_detections",
+    "frozen": "models.frozen:FrozenNetwork",
+    "exercise": "models.exercise:exercise_offsets",
+    "export": "models.export:export_qonnx",
+    "verilator": "sim.accelerator:VerilatorAccelerator",
+    "stalls": "sim.accelerator:Stalls",
+}
+BACKENDS = ("torch-float", "torch-quantized", "golden", "rtl")
+Quiet = contextlib.nullcontext(None)
+#: Opens a progress bar: bars(title) is a context that gives a Progress or None.
+Bars = Callable[[str], contextlib.AbstractContextManager[Progress | None]]
+
+
+def upward(name: str) -> Any:
+    """The function or class behind a name of UPWARD."""
+    module, _, attribute = UPWARD[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def no_bars(title: str) -> contextlib.AbstractContextManager[Progress | None]:
+    """No progress bars."""
+    return Quiet
+
+
+def data(out: Path, *, hard: bool = False, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the embedded data set, digits on photographs, in VOC layout to ``out``."""
+    upward("write_digits")(out, hard=hard, seed=seed, progress=progress)
+    splits = {p.stem: len(p.read_text().split()) for p in sorted((out / "ImageSets" / "Main").glob("*.txt"))}
+    return {"data": str(out), "hard": hard, "seed": seed, "images": splits}
+
+
+def train(run: Path, **options: Any) -> dict[str, Any]:
+    """Train a float detector; the options are those of ``models.train.train``."""
+    result: dict[str, Any] = upward("train")(run, **options)
+    return result
+
+
+def quantize(run: Path, *, data: Path | None = None, **options: Any) -> dict[str, Any]:
+    """Quantize it and export QONNX; the options are those of ``models.quantize.quantize``."""
+    result: dict[str, Any] = upward("quantize")(run, data=data or data_of(run), **options)
+    return result
+
+
+def data_of(run: Path) -> Path:
+    """The data set that the run was trained on."""
+    try:
+        return Path(json.loads((run / "config.json").read_text())["train"]["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WarploomError(f"{run}: holds no trained run (config.json); run `warploom train` first, or give --data") from None
+
+
+def save(run: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a step's record to the run folder, whole or not at all."""
+    with whole_file(run / f"{name}.json") as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def compile(run: Path, *, model: Path | None = None, step: compiler.Step = lambda _: None, **options: Any) -> dict[str, Any]:  # noqa: A001
+    """Compile ``model`` (default: the run's model.onnx) into run/compiled."""
+    return compiler.compile(model or run / "model.onnx", run / "compiled", step=step, **options)
+
+
+def evaluate(
+    run: Path, *, backend: str = "torch-quantized", data: Path | None = None, split: str = "test", images: int | None = None, bars: Bars = no_bars
+) -> dict[str, Any]:
+    """AP50 of one backend; ``rtl`` uses the head maps that ``simulate`` wrote."""
+    data = data or data_of(run)
+    made = _backend(run, backend)
+    if backend == "rtl":
+        ready = _simulation(run)
+        images = min(images or len(ready["ids"]), len(ready["ids"]))
+    with bars(f"evaluate {backend}") as progress:
+        record = upward("evaluate")(made, data, split, images, progress=progress)
+    return save(run, f"evaluate-{backend}", record)
+
+
+def _backend(run: Path, name: str) -> Any:
+    if name in ("torch-float", "torch-quantized"):
+        return upward(name)(run)
+    if name == "golden":
+        return upward("accelerated")("golden", GoldenAccelerator(compiler.load_model(run / "compiled")))
+    if name == "rtl":
+        ready = _simulation(run)
+        graph = compiler.load_model(run / "compiled")
+        return upward("stored")("rtl", graph, ready["images"], {t: ready[f"out{k}"] for k, t in enumerate(graph.outputs)})
+    raise WarploomError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
+
+
+def _simulation(run: Path) -> dict[str, Any]:
+    design = compiler.load_design(run / "compiled")
+    try:
+        with np.load(run / "simulation.npz", allow_pickle=False) as file:
+            found = dict(file)
+    except (OSError, ValueError):
+        raise WarploomError(f"{run}: nothing was simulated yet; run `warploom simulate` first") from None
+    if str(found["key"]) != design["key"]:
+        raise WarploomError(f"{run}: the simulation is of another design than run/compiled; run `warploom simulate` again")
+    return found
+
+
+def simulate(
+    run: Path,
+    *,
+    data: Path | None = None,
+    split: str = "test",
+    images: int = 10,
+    stall: float = 0.0,
+    seed: int = 1,
+    bars: Bars = no_bars,
+) -> dict[str, Any]:
+    """Run the first images of a split through the Verilog, back to back; ``stall``: chance per cycle that an edge waits."""
+    stalls = upward("stalls")(seed=seed, p_valid=1 - stall, p_ready=1 - stall)
+    accelerator = upward("verilator")(run / "compiled", stalls)
+    backend = upward("accelerated")("rtl", accelerator)
+    samples, pictures = upward("first_samples")(data or data_of(run), split, backend.classes, backend.size, images)
+    with bars("build simulator"):
+        built = time.monotonic()
+        _ = accelerator.program
+        built = time.monotonic() - built
+    started = time.monotonic()
+    with bars("simulate") as progress:
+        result = accelerator.run(pictures, progress=progress)
+    seconds = time.monotonic() - started
+    design = compiler.load_design(run / "compiled")
+    outputs = {f"out{k}": result.outputs[t] for k, t in enumerate(accelerator.graph.outputs)}
+    with whole_file(run / "simulation.npz") as path:
+        np.savez_compressed(path, key=design["key"], images=pictures, ids=np.array([s.id for s in samples]), **outputs)
+    start, end = result.cycles[0]
+    record = {
+        "split": split,
+        "images": len(samples),
+        "ids": [s.id for s in samples],
+        "stall": stall,
+        "latency_cycles": end - start,
+        "interval_cycles": result.interval,
+        "planned_interval_cycles": design["interval_cycles"],
+        "multipliers_used": design["multiplications"] / (design["multipliers"] * result.interval) if result.interval else None,
+        "simulated_cycles": result.cycles[-1][1],
+        "build_seconds": round(built, 1),
+        "seconds": round(seconds, 1),
+        "cycles_per_second": round(result.cycles[-1][1] / seconds),
+    }
+    return save(run, "simulate", record)
+
+
+def verify(
+    run: Path,
+    *,
+    data: Path | None = None,
+    split: str = "test",
+    images: int = 10,
+    exercise: int = 4,
+    torch: bool = True,
+    step: compiler.Step = lambda _: None,
+    bars: Bars = no_bars,
+) -> dict[str, Any]:
+    """Compare PyTorch, golden and Verilog at every tensor, on ``images`` of a split and, where their offsets prove nothing,
+    on a second set of weights made to reach every offset, on ``exercise`` images (0: leave that out)."""
+    accelerator = upward("verilator")(run / "compiled")
+    frozen = upward("frozen").load(run / "frozen.pt") if torch else None
+    backend = upward("accelerated")("rtl", accelerator)
+    _, pictures = upward("first_samples")(data or data_of(run), split, backend.classes, backend.size, max(images, exercise))
+    record = _compare(accelerator, frozen, pictures[:images], bars) | {"split": split}
+    if frozen is not None and exercise and not record["offsets_prove"]:
+        step("making weights that reach every offset")
+        other = upward("exercise")(frozen, pictures[:exercise])
+        folder = run / "exercise"
+        folder.mkdir(parents=True, exist_ok=True)
+        upward("export")(other, folder / "model.onnx")
+        compiler.compile(folder / "model.onnx", folder / "compiled", step=step)
+        again = _compare(upward("verilator")(folder / "compiled"), other, pictures[:exercise], bars)
+        record = _joined(record, again)
+    return save(run, "verify", record)
+
+
+def _compare(accelerator: Accelerator, frozen: Any, pictures: Any, bars: Bars) -> dict[str, Any]:
+    tensors = None if frozen is None else frozen.tensors(pictures)
+    with bars("verify") as progress:
+        return compare(accelerator.graph, pictures, tensors, accelerator, progress).record()
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Totals of both comparisons; the second one stays whole under ``exercise``."""
+    totals = {k: first[k] + second[k] for k in ("values_compared", "mismatches")}
+    return first | totals | {"first_mismatch": first["first_mismatch"] or second["first_mismatch"], "exercise": second}
+
+
+def detect(run: Path, *, data: Path | None = None, split: str = "test", images: int | None = None) -> dict[str, Any]:
+    """Draw the boxes decoded from the Verilog's own head maps beside ground truth, as PNG files in run/detect."""
+    backend = _backend(run, "rtl")
+    count = len(_simulation(run)["ids"]) if images is None else images
+    with new_folder(run / "detect") as folder:
+        drawn = upward("draw")(backend, data or data_of(run), split, count, folder)
+        for record in drawn:
+            record["picture"] = str(run / "detect" / Path(record["picture"]).name)
+    return save(run, "detect", {"backend": "rtl", "split": split, "images": len(drawn), "pictures": drawn})
+
+
+def report(run: Path) -> dict[str, Any]:
+    """Write run/report.md, run/report.html and run/report.json from what the steps have left."""
+    return write_report(run)
+
+
+@contextlib.contextmanager
+def interrupted(what: str) -> Iterator[None]:
+    """Say how to go on when the user presses Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise WarploomError(f"{what} was interrupted; earlier results are whole, and the same command goes on from there") from None
