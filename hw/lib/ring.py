@@ -77,5 +77,5 @@ def wrap_add(value: Value, move: Value, size: int) -> Value:
 
 
 def counter(size: int, name: str) -> Signal:
-    """A register for 0..size-1."""
-    return Signal(unsigned((size - 1).bit_length()), name=name)
+    """A register for 0..size-1, at least one bit."""
+    return Signal(unsigned(max((size - 1).bit_length(), 1)), name=name)

@@ -1,0 +1,248 @@
+"""Gathering at deformed positions: whole words, one tap a cycle, whatever the offsets are."""
+from __future__ import annotations
+
+from amaranth import Array, Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.ring import counter, deform_rows
+from hw.params import Lanes
+from hw.units.base import signature
+
+
+class GatherStage(wiring.Component):
+    """For every output pixel, channel group and tap (in this order) the map at p + s·(i, j), times 2^(2F).
+
+    The dilation s = 1 + o·2^-F of a pixel comes from ``offset_i``; o beyond low..high saturates. Rows lie in a ring of
+    ``rows`` rows shared by consecutive frames, in four memories by the parity of the running row count and of the column
+    (one memory if F = 0), so that all four neighbours of a position are read at once and nothing depends on the offsets.
+    Interpolation is exact: (a·2^F + f·(b - a)) along x, then the same along y; a neighbour outside the map is 0.
+
+    Throughput: one word a cycle for every pattern of offsets. Latency: five cycles (seven if F > 0) from the last
+    beat of row p + R. A row of outputs starts when row p + R has arrived, clipped to the frame, and frees row p - R
+    when it ends. Multipliers: none by weights; interpolation takes 3 of F bits × (``i.bits`` + 1 or + F + 1) a lane.
+
+    Parameters: ``height``, ``width``, ``channels``; ``size`` K, odd, >= 3; ``frac_bits`` F in 0..4; ``low``, ``high`` of o; ``i``;
+    ``offset``: one lane.
+    Members: ``i``, ``offset_i`` and ``o``: lanes of ``i``, 2F bits wider. Raises ValueError for arguments out of range.
+    """
+
+    i: stream.Interface
+    offset_i: stream.Interface
+    o: stream.Interface
+
+    def __init__(
+        self, *, height: int, width: int, channels: int, size: int, frac_bits: int, low: int, high: int, i: Lanes, offset: Lanes
+    ) -> None:
+        if min(height, width, channels) < 1:
+            raise ValueError(f"height, width and channels must be positive, not {(height, width, channels)!r}")
+        if size < 3 or size % 2 == 0:
+            raise ValueError(f"kernel size must be odd and at least 3, not {size!r}")
+        if not 0 <= frac_bits <= 4:
+            raise ValueError(f"frac_bits must be in 0..4, not {frac_bits!r}")
+        if low > high:
+            raise ValueError(f"low must be at most high, not {low!r} > {high!r}")
+        if offset.lanes != 1:
+            raise ValueError(f"offset must have one lane, not {offset.lanes!r}")
+        self.height, self.width, self.size, self.frac_bits, self.low, self.high = height, width, size, frac_bits, low, high
+        self.lanes, self.groups = i, i.beats(channels)
+        self.out = Lanes(lanes=i.lanes, bits=i.bits + 2 * frac_bits, signed=i.signed)
+        super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(self.out))})
+
+    @property
+    def reach(self) -> int:
+        """Rows around a pixel that its taps touch: R = ceil(max|s|·(K-1)/2)."""
+        one = 1 << self.frac_bits
+        return -(-max(abs(self.low + one), abs(self.high + one)) * (self.size // 2) // one)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the ring."""
+        return deform_rows(self.height, self.reach)
+
+    @property
+    def banks(self) -> int:
+        """Memories by parity in each direction."""
+        return 2 if self.frac_bits else 1
+
+    @property
+    def bank_line(self) -> int:
+        """Words that one row takes in one bank."""
+        return -(-self.width // self.banks) * self.groups
+
+    @property
+    def frame_cycles(self) -> int:
+        """One cycle a tap, group and pixel; never less than the input beats."""
+        return self.height * self.width * self.size**2 * self.groups
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        self._memories = {
+            (row, col): memory.Memory(shape=self.lanes.width, depth=self.rows // self.banks * self.bank_line, init=[])
+            for row in range(self.banks) for col in range(self.banks)
+        }  # fmt: skip
+        self._ports = {place: bank.read_port() for place, bank in self._memories.items()}
+        for (row, col), bank in self._memories.items():
+            m.submodules[f"rows_{row}{col}"] = bank
+        step = Signal()
+        m.d.comb += step.eq(~self.o.valid | self.o.ready)
+        y, ready, row_done, frame_done = counter(self.height, "y"), Signal(), Signal(), Signal()
+        self._write(m, self._account(m, step, y, ready, row_done, frame_done))
+        tap = self._issue(m, step, ready, y, row_done, frame_done)
+        inside, odd = self._look_up(m, step, tap)
+        valid = self._later(m, step, tap["valid"], 3)
+        words = self._neighbours(m, self._later(m, step, odd, 2), self._later(m, step, inside, 2))
+        if self.frac_bits:
+            fractions = [self._later(m, step, tap[name][: self.frac_bits], 4 + (name == "ty")) for name in ("ty", "tx")]
+            self._interpolate(m, step, self._later(m, step, valid, 2), words, *fractions)
+        else:
+            with m.If(step):
+                m.d.sync += [self.o.valid.eq(valid), self.o.payload.as_value().eq(words[0])]
+        return m
+
+    @staticmethod
+    def _later(m: Module, step: Value, value: Value, stages: int) -> Value:
+        """``value`` as it was ``stages`` steps ago."""
+        for _ in range(stages):
+            register = Signal(len(value))
+            with m.If(step):
+                m.d.sync += register.eq(value)
+            value = register
+        return value
+
+    def _account(self, m: Module, step: Value, y: Value, ready: Signal, row_done: Value, frame_done: Value) -> Signal:
+        """Counts whole rows: ``ready`` says that output row ``y`` may be read. Returns the strobe of a row that has arrived."""
+        arrived = Signal()
+        held = Signal(range(self.rows + 1))  # rows in the ring that may not be overwritten
+        here = Signal(range(self.height + self.rows + 1))  # rows that have arrived, counted from the frame being read
+        last = self.height - 1
+        below = y + self.reach
+        m.d.comb += [ready.eq(here > Mux(below > last, last, below)), self.i.ready.eq(held != self.rows)]
+        # The banks are read three steps after a tap is issued: only then may its rows be overwritten.
+        done = self._later(m, step, Cat(row_done & (y >= self.reach), frame_done), 3)
+        freed = Mux(done[1], min(self.height, self.reach + 1), done[0])
+        m.d.sync += held.eq(held + arrived - Mux(step, freed, 0))
+        m.d.sync += here.eq(here + arrived - Mux(frame_done, self.height, 0))
+        return arrived
+
+    def _write(self, m: Module, arrived: Signal) -> None:
+        """Spreads the input over the banks and tells when a row is complete."""
+        banks, groups = self.banks, self.groups
+        group, col, row = counter(groups, "w_group"), counter(self.width, "w_col"), counter(self.rows, "w_row")
+        addr, line = counter(self.rows // banks * self.bank_line, "w_addr"), counter(self.rows // banks * self.bank_line, "w_line")
+        take, pixel_end, next_line = Signal(), Signal(), Signal(len(line) + 1)
+        m.d.comb += [take.eq(self.i.valid & self.i.ready), pixel_end.eq(take & (group == groups - 1))]
+        m.d.comb += arrived.eq(pixel_end & (col == self.width - 1))
+        turn = row == self.rows - 1
+        m.d.comb += next_line.eq(Mux(turn, 0, Mux(row[0] | (banks == 1), line + self.bank_line, line)))
+        for (bank_row, bank_col), bank in self._memories.items():
+            port = bank.write_port()
+            here = (row[0] == bank_row) & (col[0] == bank_col) if banks == 2 else Const(1)
+            m.d.comb += [port.addr.eq(addr), port.data.eq(self.i.payload.as_value()), port.en.eq(take & here)]
+        with m.If(take):
+            m.d.sync += [group.eq(group + 1), addr.eq(addr + 1)]
+        with m.If(pixel_end):
+            m.d.sync += [group.eq(0), col.eq(col + 1)]
+            if banks == 2:  # an odd column lies beside the even one before it
+                with m.If(~col[0]):
+                    m.d.sync += addr.eq(addr - (groups - 1))
+        with m.If(arrived):
+            m.d.sync += [col.eq(0), row.eq(Mux(turn, 0, row + 1)), line.eq(next_line), addr.eq(next_line)]
+
+    def _issue(self, m: Module, step: Value, ready: Value, y: Signal, row_done: Signal, frame_done: Signal) -> dict[str, Signal]:
+        """Counters of the loops; registers the distances (ty, tx) in 2^-F pixels of the current tap and where its pixel lies."""
+        half, one = self.size // 2, 1 << self.frac_bits
+        furthest = max(abs(self.low + one), abs(self.high + one)) * half
+        dilation, known = Signal(signed(furthest.bit_length() + 1)), Signal()
+        x, group, i, j, slot = (
+            counter(n, name)
+            for n, name in ((self.width, "x"), (self.groups, "group"), (self.size, "i"), (self.size, "j"), (self.rows, "slot"))
+        )
+        go, pixel_done = Signal(), Signal()
+        m.d.comb += go.eq(step & known & ready)
+        ends: list[Value] = [go]
+        for index, size in ((j, self.size), (i, self.size), (group, self.groups), (x, self.width), (y, self.height)):
+            end = Signal(name=f"{index.name}_end")
+            m.d.comb += end.eq(ends[-1] & (index == size - 1))
+            with m.If(ends[-1]):
+                m.d.sync += index.eq(Mux(end, 0, index + 1))
+            ends.append(end)
+        m.d.comb += [pixel_done.eq(ends[3]), row_done.eq(ends[4]), frame_done.eq(ends[5])]
+        with m.If(row_done):
+            m.d.sync += slot.eq(Mux(slot == self.rows - 1, 0, slot + 1))
+
+        code = self.offset_i.payload[0]
+        m.d.comb += self.offset_i.ready.eq(~known | pixel_done)
+        with m.If(self.offset_i.ready):
+            m.d.sync += known.eq(self.offset_i.valid)
+            m.d.sync += dilation.eq(Mux(code < self.low, self.low, Mux(code > self.high, self.high, code)) + one)
+
+        distances = [dilation * k for k in range(-half, half + 1)]
+        tap = {
+            "valid": Signal(name="tap_valid"),
+            "ty": Signal(signed(furthest.bit_length() + 1), name="ty"),
+            "tx": Signal(signed(furthest.bit_length() + 1), name="tx"),
+            **{name: Signal.like(source, name=f"{name}_1") for name, source in (("y", y), ("x", x), ("slot", slot), ("group", group))},
+        }
+        with m.If(step):
+            m.d.sync += [tap["valid"].eq(go), tap["ty"].eq(Array(distances)[i]), tap["tx"].eq(Array(distances)[j])]
+            m.d.sync += [tap["y"].eq(y), tap["x"].eq(x), tap["slot"].eq(slot), tap["group"].eq(group)]
+        return tap
+
+    def _look_up(self, m: Module, step: Value, tap: dict[str, Signal]) -> tuple[Value, Value]:
+        """Addresses the banks, two stages after the distances.
+
+        Returns, of the stage before the addresses, whether row, next row, column, next column are inside the map, and
+        whether row and column of the first neighbour are odd.
+        """
+        rows, banks = self.rows, self.banks
+        # Where the first neighbour lies: floor, also of negative distances, by arithmetic shift.
+        down, right = tap["ty"] >> self.frac_bits, tap["tx"] >> self.frac_bits
+        row, col = tap["y"] + down, tap["x"] + right
+        turned = tap["slot"] + down  # turns at most once where a neighbour is inside; elsewhere it does not matter
+        slot, col_2, inside = counter(rows, "slot_2"), Signal.like(col, name="col_2"), Signal(4)
+        with m.If(step):
+            m.d.sync += [slot.eq(Mux(turned < 0, turned + rows, Mux(turned >= rows, turned - rows, turned))), col_2.eq(col)]
+            m.d.sync += inside.eq(Cat(*(
+                (at >= -second) & (at < size - second) for at, size in ((row, self.height), (col, self.width)) for second in (0, 1)
+            )))  # fmt: skip
+        group = self._later(m, step, tap["group"], 1)
+        pair, place = slot >> banks - 1, col_2 >> banks - 1
+        next_pair = Mux(pair == rows // 2 - 1, 0, pair + 1)
+        lines, places = [], []
+        for bank in range(banks):  # if the first neighbour is odd, the even one is the second and lies in the next pair
+            line, word = counter(rows // banks * self.bank_line, f"line_{bank}"), counter(self.bank_line, f"word_{bank}")
+            moved = (slot[0], col_2[0]) if bank < banks - 1 else (Const(0), Const(0))
+            with m.If(step):
+                m.d.sync += line.eq(Mux(moved[0], next_pair, pair) * self.bank_line)
+                m.d.sync += word.eq((place + moved[1]) * self.groups + group)
+            lines.append(line)
+            places.append(word)
+        for (bank_row, bank_col), port in self._ports.items():
+            m.d.comb += [port.addr.eq(lines[bank_row] + places[bank_col]), port.en.eq(step)]
+        return inside, Cat(slot[0], col_2[0])
+
+    def _neighbours(self, m: Module, odd: Value, inside: Value) -> list[Value]:
+        """The words of the neighbours by 2·down + right, 0 outside the map; only the first if F = 0."""
+        words = {place: port.data for place, port in self._ports.items()}
+        if self.banks == 1:
+            return [Mux(inside[0] & inside[2], words[0, 0], 0)]
+        found = []
+        for down in (0, 1):
+            row = [Mux(odd[0] ^ down, words[1, col], words[0, col]) for col in (0, 1)]
+            found += [Mux(inside[down] & inside[2 + right], Mux(odd[1] ^ right, row[1], row[0]), 0) for right in (0, 1)]
+        return found
+
+    def _interpolate(self, m: Module, step: Value, valid: Value, words: list[Value], fy: Value, fx: Value) -> None:
+        """Along x, then along y, a stage each, behind a stage that holds the neighbours."""
+        shape = self.i.payload.shape()
+        corners = [data.View(shape, Signal(shape.size, name=f"corner_{k}")) for k in range(4)]
+        between = data.ArrayLayout(Shape(self.lanes.bits + self.frac_bits, self.lanes.signed), self.lanes.lanes)
+        upper, lower = Signal(between, name="upper"), Signal(between, name="lower")
+        with m.If(step):
+            m.d.sync += self.o.valid.eq(valid)
+            m.d.sync += [corner.as_value().eq(word) for corner, word in zip(corners, words, strict=True)]
+            for k in range(self.lanes.lanes):
+                a, b, c, d = (corner[k] for corner in corners)
+                m.d.sync += [upper[k].eq((a << self.frac_bits) + fx * (b - a)), lower[k].eq((c << self.frac_bits) + fx * (d - c))]
+                m.d.sync += self.o.payload[k].eq((upper[k] << self.frac_bits) + fy * (lower[k] - upper[k]))

@@ -1,0 +1,114 @@
+# amaranth: UnusedElaboratable=no
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hw.params import Lanes
+from hw.units.deform import DeformUnit
+from sim.run import Case
+from sw.ops.base import Array, TensorType
+from sw.ops.deform import Deform
+
+
+def deform(channels: int, frac_bits: int, *, size: int = 3, low: int | None = None, high: int | None = None) -> Deform:
+    """CoDeNet's range by default: dilations -7..8."""
+    rng = np.random.default_rng(channels)
+    weights = rng.integers(-7, 8, (size, size, channels))
+    weights[weights == 0] = 3  # a tap without weight would hide its errors
+    low, high = -8 << frac_bits if low is None else low, 7 << frac_bits if high is None else high
+    return Deform(weights=weights, bias=rng.integers(-(1 << 14), 1 << 14, channels), frac_bits=frac_bits, low=low, high=high)
+
+
+def unit(op: Deform, height: int, width: int, i: Lanes, offset: Lanes, /, **changes: Any) -> DeformUnit:
+    channels = len(op.bias)
+    x = TensorType(height=height, width=width, channels=channels, bits=i.bits, signed=i.signed)
+    (out,) = op.infer(x, TensorType(height=height, width=width, channels=1, bits=offset.bits, signed=offset.signed))
+    arguments = {
+        "height": height, "width": width, "channels": channels, "weights": op.weights.tolist(), "bias": op.bias.tolist(),
+        "frac_bits": op.frac_bits, "low": op.low, "high": op.high, "i": i, "offset": offset,
+        "o": Lanes(lanes=i.lanes, bits=out.bits, signed=True),
+    }  # fmt: skip
+    return DeformUnit(**(arguments | changes))
+
+
+def offsets(pattern: str, op: Deform, frames: int, height: int, width: int, limits: Lanes) -> Array:
+    """Offset maps: "mixed" has extremes in the first two frames and values beyond low..high where the type has them."""
+    shape = (frames, height, width, 1)
+    rng = np.random.default_rng(11)
+    if pattern == "mixed":
+        random: Array = rng.integers(limits.lowest, limits.highest + 1, shape)
+        random[0] = rng.choice([op.low, op.high], random[0].shape)
+        random[1] = rng.choice([op.low, op.low + 1, -1, 0, 1, op.high - 1, op.high], random[1].shape)
+        return random
+    if pattern == "random":
+        return rng.integers(op.low, op.high + 1, shape)
+    if pattern == "alternating":
+        return np.where(np.indices(shape).sum(axis=0) % 2, op.low, op.high)
+    return np.full(shape, {"low": op.low, "high": op.high, "equal": 2}[pattern])
+
+
+def case(
+    height: int, width: int, channels: int, op: Deform, *, lanes: int, signed: bool = False, bits: int | None = None,
+    offset_bits: int | None = None, pattern: str = "mixed", frames: int = 4, pysim: bool = False,
+) -> Case:  # fmt: skip
+    i = Lanes(lanes=lanes, bits=bits or 8, signed=signed)
+    offset = Lanes(lanes=1, bits=offset_bits or 4 + op.frac_bits, signed=True)
+    x = np.random.default_rng(3).integers(i.lowest, i.highest + 1, (frames, height, width, channels))
+    x[0] = np.random.default_rng(4).choice([i.lowest, i.highest], x[0].shape)
+    dut = unit(op, height, width, i, offset)
+    name = f"{height}x{width}x{channels} by {lanes} F={op.frac_bits} {pattern}"
+    return Case(name=name, unit=dut, op=op, inputs=(x, offsets(pattern, op, frames, height, width, offset)), pysim=pysim)
+
+
+@pytest.mark.rtl
+def test_units(check_units: Callable[..., None]) -> None:
+    check_units([
+        case(4, 4, 3, deform(3, 1), lanes=2, pysim=True),
+        case(4, 4, 2, deform(2, 0), lanes=2, frames=6),
+        case(8, 8, 2, deform(2, 2), lanes=2, signed=True),
+        case(5, 7, 3, deform(3, 4), lanes=2, signed=True, frames=5),
+        case(20, 12, 2, deform(2, 4), lanes=2),
+        case(20, 12, 1, deform(1, 0), lanes=1, signed=True),
+        case(9, 6, 5, deform(5, 1, low=-5, high=1), lanes=4, offset_bits=8),  # saturates; reach 2, an odd number of half pixels
+        case(7, 9, 2, deform(2, 0, low=-2, high=2), lanes=1, bits=4),
+        case(6, 6, 1, deform(1, 2, size=5, low=-6, high=5), lanes=1),
+        case(3, 1, 3, deform(3, 2), lanes=4),
+        case(1, 5, 2, deform(2, 0), lanes=1),
+    ])  # fmt: skip
+
+
+@pytest.mark.rtl
+def test_interval_is_the_same_for_every_pattern(check_units: Callable[..., None]) -> None:
+    patterns = ["low", "high", "alternating", "random", "equal"]
+    cases = [case(8, 6, 1, deform(1, 1, low=-8, high=7), lanes=1, pattern=pattern, frames=3) for pattern in patterns]
+    cases += [case(12, 4, 1, deform(1, 0, low=-4, high=3), lanes=1, pattern=pattern, frames=3) for pattern in patterns]
+    assert {c.unit.frame_cycles for c in cases} == {8 * 6 * 9, 12 * 4 * 9}
+    check_units(cases)
+
+
+def test_says_what_it_takes() -> None:
+    x, offset = Lanes(lanes=4, bits=8, signed=False), Lanes(lanes=1, bits=5, signed=True)
+    tall, low = unit(deform(6, 1), 32, 32, x, offset), unit(deform(6, 1), 4, 4, x, offset)
+    assert (tall.gather.rows, low.gather.rows) == (18, 8)
+    assert tall.frame_cycles == 32 * 32 * 9 * 2
+    assert tall.multipliers == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bias": [0]}, "bias must have 4 entries, not 1"),
+        ({"weights": [[[1] * 4] * 2] * 3}, r"weights must be \(K, K, C\)"),
+        ({"weights": [[[1] * 4] * 2] * 2}, "kernel size must be odd and at least 3, not 2"),
+        ({"frac_bits": 5}, "frac_bits must be in 0..4, not 5"),
+        ({"low": 9, "high": 8}, "low must be at most high"),
+        ({"offset": Lanes(lanes=2, bits=5, signed=True)}, "offset must have one lane, not 2"),
+    ],
+)
+def test_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unit(deform(4, 1), 4, 4, Lanes(lanes=2, bits=8, signed=False), Lanes(lanes=1, bits=5, signed=True), **changes)
