@@ -81,7 +81,7 @@ class WindowStage(wiring.Component):
         wraps = self._loops(m, go)
         move = list(zip(wraps, self._moves(beats, self.height * self.width * self.groups), strict=True))
         inside = self._inside(m, go, wraps)
-        m.d.comb += go.eq(step & (self._arrived(m, go, write, move) | ~inside))
+        m.d.comb += go.eq(step & self._arrived(m, go, write, move, inside))
         self._memory(m, go, write, step, inside, move)
         return m
 
@@ -125,8 +125,10 @@ class WindowStage(wiring.Component):
             flags.append((position >= 0) & (position < size))
         return flags[0] & flags[1]
 
-    def _arrived(self, m: Module, go: Value, write: Value, move: list[tuple[Value, int]]) -> Value:
-        """Counts what the ring holds and takes input while there is room; returns whether the current tap's beat has arrived.
+    def _arrived(self, m: Module, go: Value, write: Value, move: list[tuple[Value, int]], inside: Value) -> Value:
+        """Counts what the ring holds and takes input while there is room; returns whether the current tap can be read.
+
+        It can if its beat has arrived or if it is outside; a frame's first tap also waits for the frame's first beat.
 
         Both counts may fall below 0: the window runs ahead of the input where it needs nothing of it.
         """
@@ -141,7 +143,10 @@ class WindowStage(wiring.Component):
         released = self._choose(m, "released", [(w, n * groups) for w, n in release], bits)
         m.d.sync += ahead.eq(ahead + write - Mux(go, moved, 0))
         m.d.sync += held.eq(held + write - Mux(go, released, 0))
-        return ahead > 0
+        first = Signal(init=1)  # tap of the frame
+        with m.If(go):
+            m.d.sync += first.eq(move[0][0])
+        return Mux(first, ahead > corner, (ahead > 0) | ~inside)
 
     def _memory(self, m: Module, go: Value, write: Value, step: Value, inside: Value, move: list[tuple[Value, int]]) -> None:
         """The memory, its addresses, and the two stages behind it."""
