@@ -163,7 +163,7 @@ async def matches_golden(dut: Any, stall_i: bool, stall_o: bool) -> None:
 
 
 async def drive(dut: Any, sources: list[Source], sinks: list[Sink], will_i: Any, will_o: Any, max_cycles: int) -> None:
-    """Run until every expected beat has come and nothing more for QUIET_CYCLES, or ``max_cycles``."""
+    """Run until every beat is taken, every expected one has come and nothing more for QUIET_CYCLES, or for ``max_cycles``."""
     i_valid, i_ready, o_valid, o_ready, clk = dut.i_valid, dut.i_ready, dut.o_valid, dut.o_ready, dut.clk
     quiet = 0
     for cycle in range(max_cycles):
@@ -175,7 +175,8 @@ async def drive(dut: Any, sources: list[Source], sinks: list[Sink], will_i: Any,
         accepted, offered = int(i_ready.value), int(o_valid.value)
         for k, sink in enumerate(sinks):
             sink.sample(bool(offered >> k & 1), ready[k], cycle)
-        quiet = quiet + 1 if all(sink.got >= len(sink.words) for sink in sinks) else 0
+        finished = all(sink.got >= len(sink.words) for sink in sinks) and all(source.sent == len(source.words) for source in sources)
+        quiet = quiet + 1 if finished else 0
         await RisingEdge(clk)
         if quiet == QUIET_CYCLES:
             return

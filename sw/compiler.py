@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import hw
 import sw
 from hw.params import Lanes
 from hw.verilog import convert
+from sw import estimate
 from sw.errors import CompileError
 from sw.files import new_folder
 from sw.folding.fold import Fold, choose, cycles, read_pins
@@ -18,6 +21,7 @@ from sw.folding.schedule import size_fifos
 from sw.frontends import qonnx
 from sw.graph import Graph
 from sw.lower import Design, identifier, lower
+from sw.ops import Conv, Deform, Depthwise, Requant
 from sw.passes import run_all
 
 #: Called with the step that begins.
@@ -99,14 +103,17 @@ def describe(design: Design) -> dict[str, Any]:
     """Everything about a design that later steps read, ready for JSON."""
     graph = design.graph
     (image,) = graph.inputs
+    total, areas = estimate.network(graph, dict(design.folds), [(k.source.lanes.width, k.depth) for k in design.links if k.depth])
     return {
         "input": _stream("image", image, graph, design.inputs["image"].lanes),
         "outputs": [_stream(identifier(t), t, graph, design.ports[t].lanes) for t in graph.outputs],
         "probes": [_stream("", t, graph, p.lanes) for t, p in design.probes.items()],
-        "nodes": [_node(design, name) for name in design.nodes],
+        "nodes": [_node(design, name, areas[design.nodes[name].name]) for name in design.nodes],
         "fifos": [{"link": k.name, "depth": k.depth, "bits": k.depth * k.source.lanes.width} for k in design.links if k.depth],
         "multiplications": graph.multiplications(),
         "multipliers": sum(u.multipliers for u in design.units.values()),
+        "weight_bytes": weight_bytes(graph),
+        "area": total.record(),
         "interval_cycles": max(u.frame_cycles for u in design.units.values()),
         "notes": list(graph.notes),
         "metadata": dict(graph.metadata),
@@ -118,7 +125,19 @@ def _stream(port: str, tensor: str, graph: Graph, beats: Lanes) -> dict[str, Any
     return {"port": port, "tensor": tensor, "shape": shape, "lanes": beats.lanes, "bits": beats.bits, "signed": beats.signed}
 
 
-def _node(design: Design, name: str) -> dict[str, Any]:
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all weights (at 4 bits, or 8 where they need them), biases, multipliers and shifts."""
+    bits = 0
+    for node in graph.nodes:
+        if isinstance(node.op, Conv | Depthwise | Deform):
+            wide = 4 if np.abs(node.op.weights).max(initial=0) < 8 else 8
+            bits += node.op.weights.size * wide + node.op.bias.size * 24
+        elif isinstance(node.op, Requant):
+            bits += node.op.shift.size * (16 + 6)
+    return -(-bits // 8)
+
+
+def _node(design: Design, name: str, area: estimate.Area) -> dict[str, Any]:
     node, unit = design.nodes[name], design.units[name]
     types = design.graph.types(node.inputs)
     fold: Fold = design.folds[node.name]
@@ -133,4 +152,5 @@ def _node(design: Design, name: str) -> dict[str, Any]:
         "planned_cycles": cycles(node, types, fold),
         "multipliers": unit.multipliers,
         "multiplications": node.op.multiplications(*types),
+        "area": area.record(),
     }

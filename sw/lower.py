@@ -8,6 +8,9 @@ from typing import Any
 
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
+from hw.params import Lanes
+from hw.top import Accelerator, Link, Port
+from hw.units.base import Unit
 from hw.units.concat import ConcatUnit
 from hw.units.conv import ConvUnit
 from hw.units.deform import DeformUnit
@@ -17,10 +20,6 @@ from hw.units.requant import RequantUnit
 from hw.units.shuffle import ShuffleUnit
 from hw.units.split import SplitUnit
 from hw.units.upsample import UpsampleUnit
-
-from hw.params import Lanes
-from hw.top import Accelerator, Link, Port
-from hw.units.base import Unit
 from sw.errors import CompileError
 from sw.folding.fold import Fold
 from sw.graph import Graph, Node

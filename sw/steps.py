@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,19 @@ def save(run: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def compile(run: Path, *, model: Path | None = None, step: compiler.Step = lambda _: None, **options: Any) -> dict[str, Any]:  # noqa: A001
+def compile(run: Path, *, model: Path | None = None, step: compiler.Step = lambda _: None, **options: Any) -> dict[str, Any]:
     """Compile ``model`` (default: the run's model.onnx) into run/compiled."""
     return compiler.compile(model or run / "model.onnx", run / "compiled", step=step, **options)
 
 
 def evaluate(
-    run: Path, *, backend: str = "torch-quantized", data: Path | None = None, split: str = "test", images: int | None = None, bars: Bars = no_bars
+    run: Path,
+    *,
+    backend: str = "torch-quantized",
+    data: Path | None = None,
+    split: str = "test",
+    images: int | None = None,
+    bars: Bars = no_bars,
 ) -> dict[str, Any]:
     """AP50 of one backend; ``rtl`` uses the head maps that ``simulate`` wrote."""
     data = data or data_of(run)
@@ -236,11 +242,3 @@ def report(run: Path) -> dict[str, Any]:
     """Write run/report.md, run/report.html and run/report.json from what the steps have left."""
     return write_report(run)
 
-
-@contextlib.contextmanager
-def interrupted(what: str) -> Iterator[None]:
-    """Say how to go on when the user presses Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise WarploomError(f"{what} was interrupted; earlier results are whole, and the same command goes on from there") from None

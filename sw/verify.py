@@ -129,7 +129,8 @@ def to_integers(graph: Graph, name: str, real: npt.NDArray[np.float64]) -> Array
     if not np.array_equal(units, whole):
         worst = float(np.abs(units - whole).max())
         raise WarploomError(f"PyTorch's tensor {name!r} is not whole in units of its scale (off by {worst:.2g}); evaluate it exactly")
-    return whole.astype(np.int64)
+    result: Array = whole.astype(np.int64)
+    return result
 
 
 def locate(graph: Graph, row: Row, a: Array, b: Array, want: Mapping[str, Array]) -> dict[str, Any]:

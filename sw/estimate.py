@@ -1,0 +1,104 @@
+"""First-order area of every unit, from its sizes alone.
+
+Rules: a memory of at most 64 words or 4,096 bits is LUT RAM (a LUT6 holds 64 × 1 bits), a larger one block RAM in the aspect
+ratio that takes fewest BRAM36; a product of a and b bits with its share of the adder tree takes a·b LUTs; a requantizer's product takes
+one DSP, two where the accumulator exceeds 26 bits; every data path bit is registered about twice. Nothing here was fitted to
+synthesis: treat it as right within a factor, not a percentage.
+"""
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from sw.folding.fold import Fold, beats
+from sw.graph import Graph, Node
+from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Requant, TensorType, Upsample
+
+#: (width, depth) of a BRAM36 in simple dual-port mode.
+ASPECTS = ((72, 512), (36, 1024), (18, 2048), (9, 4096), (4, 8192), (2, 16384), (1, 32768))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """LUT6, flip-flops, DSP slices and BRAM36 (halves are BRAM18)."""
+
+    lut: int = 0
+    ff: int = 0
+    dsp: int = 0
+    bram36: float = 0.0
+
+    def __add__(self, other: Area) -> Area:
+        return Area(
+            lut=self.lut + other.lut, ff=self.ff + other.ff, dsp=self.dsp + other.dsp, bram36=self.bram36 + other.bram36
+        )
+
+    def record(self) -> dict[str, float]:
+        """Ready for JSON."""
+        return dict(zip(("lut", "ff", "dsp", "bram36"), astuple(self), strict=True))
+
+
+def memory(width: int, depth: int) -> Area:
+    """A memory of ``depth`` words."""
+    if depth <= 64 or width * depth <= 4096:
+        return Area(lut=-(-depth // 64) * width)
+    blocks = min(-(-width // w) * -(-depth // d) for w, d in ASPECTS)
+    small = min(-(-width // (w // 2 or 1)) * -(-depth // d) for w, d in ASPECTS[1:]) / 2
+    return Area(bram36=min(float(blocks), small))
+
+
+def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Area:
+    """The unit of ``node``."""
+    op, x = node.op, types[0]
+    groups_in, groups_out = beats(x.channels, fold.lanes_in), beats(out.channels, fold.lanes_out)
+    word = fold.lanes_in * x.bits
+    pipeline = Area(lut=60, ff=60 + 2 * (word + fold.lanes_out * out.bits))
+    if isinstance(op, Conv):
+        bits = _weight_bits(op.weights)
+        products = fold.lanes_in * fold.lanes_out
+        vector = op.window.taps * groups_in
+        result = memory(products * bits, vector * groups_out) + memory(2 * word, vector)
+        result += Area(lut=products * bits * x.bits + fold.lanes_out * out.bits, ff=products * (bits + x.bits) // 2)
+        return result + pipeline + (_ring(op.window.kernel[0], x, fold) if op.window.taps > 1 else Area())
+    if isinstance(op, Depthwise):
+        bits = _weight_bits(op.weights)
+        macs = Area(lut=fold.lanes_out * (bits * x.bits + out.bits), ff=fold.lanes_out * out.bits)
+        return pipeline + macs + _ring(op.window.kernel[0], x, fold) + memory(fold.lanes_out * bits, op.window.taps * groups_out)
+    if isinstance(op, Deform):
+        bits, wide = _weight_bits(op.weights), x.bits + 2 * op.frac_bits
+        bilinear = 3 * op.frac_bits * wide
+        macs = Area(lut=fold.lanes_out * (bits * wide + out.bits + bilinear), ff=fold.lanes_out * (out.bits + 4 * wide))
+        rows = min(2 * op.reach + 2, 2 * x.height)
+        banks = 4 if op.frac_bits else 1
+        ring = Area()
+        for _ in range(banks):
+            ring += memory(word, -(-rows * x.width * groups_in // banks))
+        return pipeline + macs + ring + memory(fold.lanes_out * bits, op.weights.shape[0] ** 2 * groups_out)
+    if isinstance(op, Requant):
+        constants = memory(fold.lanes_out * 22, groups_out)
+        dsp = fold.lanes_out * (2 if x.bits > 26 else 1)
+        return pipeline + constants + Area(lut=fold.lanes_out * 60, ff=fold.lanes_out * 45, dsp=dsp)
+    if isinstance(op, MaxPool):
+        return pipeline + _ring(op.window.kernel[0], x, fold) + Area(lut=fold.lanes_out * x.bits)
+    if isinstance(op, Upsample):
+        return pipeline + memory(word, x.width * groups_in)
+    return pipeline + Area(lut=word if isinstance(op, Concat) else 0)
+
+
+def _weight_bits(weights: Any) -> int:
+    low, high = int(weights.min()), int(weights.max())
+    return max(int(high).bit_length(), int(-low - 1).bit_length() if low < 0 else 0) + 1
+
+
+def _ring(rows: int, x: TensorType, fold: Fold) -> Area:
+    return memory(fold.lanes_in * x.bits, rows * x.width * beats(x.channels, fold.lanes_in))
+
+
+def network(graph: Graph, folds: dict[str, Fold], fifos: list[tuple[int, int]]) -> tuple[Area, dict[str, Area]]:
+    """(total with the FIFOs of the given (width, depth), area of each node)."""
+    nodes = {n.name: area(n, graph.types(n.inputs), graph.tensors[n.outputs[0]].type, folds[n.name]) for n in graph.nodes}
+    total = Area()
+    for part in nodes.values():
+        total += part
+    for width, depth in fifos:
+        total += memory(width, depth) + Area(lut=20, ff=20)
+    return total, nodes

@@ -1,0 +1,18 @@
+"""What the compiler knows of a device."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Resources: LUTs (of ``lut_inputs``), flip-flops, multiplier slices, and block memories in units of 36 kbit."""
+
+    name: str
+    luts: int
+    lut_inputs: int
+    flip_flops: int
+    multipliers: int
+    bram36: float
+    clock_hz: float
+    note: str

@@ -1,0 +1,13 @@
+"""Zynq UltraScale+ ZU3EG: CoDeNet's own part."""
+from .device import Device
+
+DEVICE = Device(
+    name="xczu3eg",
+    luts=70_560,
+    lut_inputs=6,
+    flip_flops=141_120,
+    multipliers=360,
+    bram36=216,
+    clock_hz=250e6,
+    note="250 MHz is assumed, never claimed as met without the vendor's timing",
+)
