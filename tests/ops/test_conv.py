@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hw.lib.fifo import Fifo
+from hw.lib.matvec import MatVec
 from hw.params import Lanes, Window
+from hw.testing import run_streams
 from hw.units.conv import ConvUnit
 from sim.run import Case
 from sw.ops import Conv, TensorType
@@ -74,6 +77,16 @@ def test_windowed_units_equal_golden(check_units: Any) -> None:
         case("one_pixel", (1, 1, 2), 2, (1, 2), SAME3),
         case("patches", (4, 4, 3), 6, (3, 2), Window(kernel=(2, 2), stride=(2, 2))),
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize("simd", [1, 2, 5])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_latency_is_as_stated(simd: int, outputs: int) -> None:
+    i, o = Lanes(lanes=simd, bits=4, signed=False), Lanes(lanes=1, bits=12, signed=True)
+    unit = MatVec(weights=[[[1] * simd]] * outputs, bias=[7] * outputs, i=i, o=o)
+    register = run_streams(Fifo(i, 1), {"i": [[3] * simd]}, {"o": [[3] * simd]}, p_in=1, p_out=1)  # latency 1
+    cycles = run_streams(unit, {"i": [[3] * simd]}, {"o": [[7 + 3 * simd]] * outputs}, p_in=1, p_out=1)
+    assert cycles - register == unit.latency - 1 + 2 * (outputs - 1), "a kept vector costs one cycle more, each further fold another"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hw.lib.fifo import Fifo
 from hw.params import Lanes
+from hw.testing import run_streams
 from hw.units.requant import RequantUnit
 from sim.run import Case
 from sw.ops import Requant
@@ -52,6 +54,13 @@ def test_units_equal_golden(check_units: Any) -> None:
         case("clamp_without_zero", 5, 4, 20, low=3, high=100),
         case("lane_a_channel", 4, 4, 12),
     ])  # fmt: skip
+
+
+def test_latency_is_five_cycles() -> None:
+    lanes = Lanes(lanes=1, bits=8, signed=True)
+    unit = RequantUnit(channels=1, multiplier=[3], shift=[1], low=-128, high=127, i=lanes, o=lanes)
+    register = run_streams(Fifo(lanes, 1), {"i": [[5]]}, {"o": [[5]]}, p_in=1, p_out=1)  # latency 1
+    assert run_streams(unit, {"i": [[5]]}, {"o": [[8]]}, p_in=1, p_out=1) == register + 4
 
 
 @pytest.mark.parametrize(
