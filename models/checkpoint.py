@@ -44,7 +44,7 @@ def load_float(path: Path) -> Codenet:
         model = Codenet(CodenetConfig.from_json(content["config"]))
         model.load_state_dict(as_float32(content["state"]))
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} must be a float checkpoint (config and state): {error}") from error
+        raise ValueError(f"{path} must be a float checkpoint (config and state): {str(error)[:200]}") from error
     return model.eval()
 
 

@@ -135,5 +135,5 @@ def unpack(content: dict[str, Any]) -> Codenet:
         model = prepare(Codenet(CodenetConfig.from_json(content["config"])).eval())
         model.load_state_dict(content["state"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"not a quantized checkpoint: {error}") from error
+        raise ValueError(f"not a quantized checkpoint: {str(error)[:200]}") from error
     return model.eval()

@@ -90,7 +90,7 @@ class QuantTrainer:
 
 def calibration_batches(folder: VocFolder, size: tuple[int, int], *, images: int = CALIBRATION_IMAGES, batch: int = 16) -> list[Tensor]:
     """Network inputs from the first ``images`` of ``folder``, letterboxed."""
-    views = Views(folder, size, random=False)
+    views = Views(folder, size, random=0.0)
     count = min(images, len(views))
     chunks = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
     return [images_to_input(np.stack([views[index].image for index in chunk])) for chunk in chunks]
@@ -117,8 +117,8 @@ def write_products(run: Path, model: Codenet) -> FrozenNetwork:
 
 
 def quantize(
-    run: Path, *, data: Path, epochs: int = 3, batch: int = 16, lr: float = 1e-3, teaching: float = 1.0, flip: bool = True, seed: int = 0,
-    workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
+    run: Path, *, data: Path, epochs: int = 3, batch: int = 16, lr: float = 1e-3, teaching: float = 1.0, flip: bool = True,
+    augmentation: float = 1.0, seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
 ) -> dict[str, Any]:  # fmt: skip
     """Quantize ``run``/float.pt with the training split of ``data`` and write quantized.pt, frozen.pt, model.onnx and quantize.json.
 
@@ -131,9 +131,10 @@ def quantize(
     folder = VocFolder(data, find_split(data, "train"), config.classes)
     torch.manual_seed(seed)
     model = prepare(teacher)
-    views = Views(folder, config.size, random=True, flip=flip, seed=seed + 1)
+    views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed + 1)
     batches = Batches(views, config, batch=batch, seed=seed + 1, workers=workers)
-    settings = {"data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "teaching": teaching, "flip": flip, "seed": seed}
+    settings = {"data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "teaching": teaching, "flip": flip}
+    settings |= {"augmentation": augmentation, "seed": seed}
     calibrate(model, calibration_batches(folder, config.size))
     for network in (model, teacher):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -38,9 +38,10 @@ Batch = tuple[npt.NDArray[np.uint8], Targets]
 
 
 class Views(Dataset[Sample]):
-    """Samples as the network sees them: letterboxed, or a random view that depends on seed, epoch and index alone."""
+    """Samples as the network sees them: with probability ``random`` a random view, which depends on seed, epoch and index alone, else
+    letterboxed."""
 
-    def __init__(self, folder: VocFolder, size: tuple[int, int], *, random: bool, flip: bool = False, seed: int = 0) -> None:
+    def __init__(self, folder: VocFolder, size: tuple[int, int], *, random: float, flip: bool = False, seed: int = 0) -> None:
         self.folder, self.size, self.random, self.flip, self.seed = folder, size, random, flip, seed
         self.epoch = 0
         self._cache: dict[int, Sample] = {}
@@ -59,9 +60,10 @@ class Views(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._cache.get(index) or self.folder[index]
-        if not self.random:
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        if rng.random() >= self.random:
             return letterbox(sample, self.size)[0]
-        return augment(sample, self.size, np.random.default_rng((self.seed, self.epoch, index)), flip=self.flip)
+        return augment(sample, self.size, rng, flip=self.flip)
 
 
 class Collate:
@@ -225,22 +227,23 @@ def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
 def train(
     run: Path, *, data: Path, preset: str = "tiny", width: float | None = None, size: tuple[int, int] | None = None, epochs: int = 40,
     batch: int = 32, lr: float = 2e-3, weight_decay: float = 0.05, init: Path | None = None, trunk: Path | None = None, flip: bool = True,
-    seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
+    augmentation: float = 1.0, seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
 ) -> dict[str, Any]:  # fmt: skip
     """Train a float network on ``data`` (a VOC folder) and write float.pt, train.json and config.json to ``run``.
 
-    flip: mirror half of the images (not for digits). init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
+    flip: mirror half of the images (not for digits). augmentation: share of random crops and colours, the rest is as it is.
+    init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
     An interrupted call continues after its last whole epoch when repeated. Returns what train.json holds.
     """
     run = Path(run)
     folder = VocFolder(data, find_split(data, "train"))
     config = make_config(preset, folder.classes, width=width, size=size)
     settings = {
-        "data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "flip": flip, "seed": seed,
-        "init": str(init) if init else None, "trunk": str(trunk) if trunk else None,
+        "data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "flip": flip,
+        "augmentation": augmentation, "seed": seed, "init": str(init) if init else None, "trunk": str(trunk) if trunk else None,
     }  # fmt: skip
     model = start_model(config, init=init, trunk=trunk, seed=seed)
-    views = Views(folder, config.size, random=True, flip=flip, seed=seed)
+    views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed)
     batches = Batches(views, config, batch=batch, seed=seed, workers=workers)
     trainer = Trainer(model, steps=epochs * len(batches), lr=lr, weight_decay=weight_decay)
     key = json.dumps([settings, config.to_json()], sort_keys=True)
