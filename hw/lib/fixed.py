@@ -9,11 +9,6 @@ Rounding = Literal["half_up", "half_even", "floor"]
 ROUNDINGS: tuple[Rounding, ...] = ("half_up", "half_even", "floor")
 
 
-def signed_bits(lowest: int, highest: int) -> int:
-    """Bits of the smallest signed type that holds ``lowest..highest``."""
-    return max(highest.bit_length() if highest >= 0 else 0, (-lowest - 1).bit_length() if lowest < 0 else 0) + 1
-
-
 def shift_keep(product: Value, shift: Value | int) -> tuple[Any, Any]:
     """``product >> (shift - 1)``, which keeps the first discarded bit, and whether a bit below that was set; shift >= 1.
 

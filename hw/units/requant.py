@@ -10,8 +10,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.arith import bits_for
 from hw.lib.fifo import Fifo
-from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep, signed_bits
+from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep
 from hw.params import Ints, Lanes
 
 from .base import Unit, signature
@@ -106,7 +107,7 @@ class RequantUnit(Unit):
             m.d.sync += [valid[0].eq(self.i.valid), *(b.eq(a) for a, b in pairwise(valid))]
             with m.If(self.i.valid):
                 m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
-        bits = signed_bits(min(self.multiplier), max(self.multiplier))
+        bits = bits_for(self.multiplier)
         multiplier = self.table(m, "multiplier", self.multiplier, signed(bits), group, en)
         shift = self.table(m, "shift", self.shift, unsigned(max(self.shift).bit_length()), group, en)
         for n in range(self.i_lanes.lanes):

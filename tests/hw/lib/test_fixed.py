@@ -9,8 +9,8 @@ import pytest
 from amaranth.hdl import Module, Signal, signed
 from amaranth.sim import Simulator
 
-from hw.lib.fixed import ROUNDINGS, Rounding, rescale, saturate, signed_bits
-from sw.ops import base, requant
+from hw.lib.fixed import ROUNDINGS, Rounding, rescale, saturate
+from sw.ops import requant
 
 BITS = 7
 ACCS = np.arange(-(1 << BITS - 1), 1 << BITS - 1)
@@ -56,9 +56,3 @@ def test_rescale_equals_its_twin(rounding: Rounding, multiplier: int, constant: 
 def test_saturate_equals_clip(low: int, high: int) -> None:
     acc = Signal(signed(BITS))
     assert outputs(acc, saturate(acc, low, high)) == np.clip(ACCS, low, high).tolist()
-
-
-def test_signed_bits_equals_its_twin() -> None:
-    for low in range(-20, 1):
-        for high in range(20):
-            assert signed_bits(low, high) == base.signed_bits(low, high)
