@@ -105,3 +105,12 @@ def first_samples(data: Path, split: str, classes: Sequence[str], size: tuple[in
     folder = VocFolder(data, find_split(data, split), classes)
     samples = [folder[k] for k in range(min(count, len(folder)))]
     return samples, np.stack([letterbox(s, size)[0].image for s in samples])
+
+
+def fitting_size(data: Path, longest: int = 256) -> tuple[int, int]:
+    """(height, width) of an input whose longer side is ``longest`` and that fits the first image of ``data``; multiples of 32."""
+    folder = VocFolder(data, find_split(data, "train"))
+    rows, columns = folder[0].image.shape[:2]
+    scale = longest / max(rows, columns)
+    height, width = (max(32, round(n * scale / 32) * 32) for n in (rows, columns))
+    return height, width

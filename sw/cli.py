@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from sw import steps
+from sw.demo import demo as whole_chain
 from sw.errors import WarploomError
 
 app = typer.Typer(
@@ -264,6 +265,26 @@ def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
     """Write one page with all figures of a run: report.md, report.html, report.json."""
     record = steps.report(run)
     show({**record, "report": str(run / "report.html")}, as_json, "report")
+
+
+@verb()
+def demo(
+    run: Run = Path("runs/demo"),
+    data: Annotated[Path | None, typer.Option("--data", help="A VOC folder instead of the embedded digits.")] = None,
+    trunk: Annotated[Path | None, typer.Option(help="ShuffleNetV2 x0.5 state dict to start from, with --data.")] = None,
+    size: Annotated[str | None, typer.Option(help="Input HEIGHTxWIDTH, with --data (default: fits the images).")] = None,
+    images: Annotated[int, typer.Option(help="Test images to simulate and verify.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The whole chain in one go; repeat the command to continue after an interruption."""
+    record = whole_chain(run, data=data, trunk=trunk, size=_size(size), images=images, say=say, bars=bars)
+    keys = ("images_verified", "tensors_compared", "values_compared", "mismatches", "interval_cycles", "minutes", "report")
+    flat = {f"AP50 {b}": v for b, v in record["ap50"].items()} | {"quantization_loss": record.get("quantization_loss")}
+    show(record if as_json else {**flat, **record}, as_json, *flat, *keys)
+    for failure in record["failed"]:
+        errors.print(f"falls short: {failure}", markup=False)
+    if record["failed"]:
+        raise typer.Exit(1)
 
 
 def main() -> None:
