@@ -68,9 +68,10 @@ class RequantUnit(Unit):
         self.low, self.high, self.rounding = low, high, rounding
         self.i_lanes, self.o_lanes = i, o
         self.groups = i.beats(channels)
-        unused = self.groups * i.lanes - channels
-        self.multiplier = [*multiplier, *[0] * unused]
-        self.shift = [*shift, *[min(shift)] * unused]
+        # Unused lanes are blanked; they take the first group's values, so that what all groups share stays a constant.
+        spare = [k % i.lanes % channels for k in range(channels, self.groups * i.lanes)]
+        self.multiplier = [*multiplier, *(multiplier[k] for k in spare)]
+        self.shift = [*shift, *(shift[k] for k in spare)]
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
     @property
@@ -85,8 +86,6 @@ class RequantUnit(Unit):
         """The lanes' values for the beat accepted in the cycle before: a ROM read, or constants."""
         lanes = self.i_lanes.lanes
         rows = [list(values[k : k + lanes]) for k in range(0, len(values), lanes)]
-        # Unused lanes of the last group take the value that makes a constant possible.
-        rows[-1] = [rows[0][n] if self.channels <= (self.groups - 1) * lanes + n and name == "shift" else v for n, v in enumerate(rows[-1])]
         if all(row == rows[0] for row in rows):
             return [Const(v, shape) for v in rows[0]]
         memory = Memory(shape=data.ArrayLayout(shape, lanes), depth=len(rows), init=rows)
@@ -112,7 +111,7 @@ class RequantUnit(Unit):
         shift = self.table(m, "shift", self.shift, unsigned(max(self.shift).bit_length()), group, en)
         for n in range(self.i_lanes.lanes):
             m.d.comb += out.i.payload[n].eq(self.lane(m, n, multiplier[n], shift[n], en))
-        self.blank_unused(m, out.i, en)
+        self.blank_unused(m, out.i)
         return m
 
     def lane(self, m: Module, n: int, multiplier: Value, shift: Value, en: Value) -> Signal:
@@ -140,10 +139,10 @@ class RequantUnit(Unit):
                 m.d.sync += shift_r.eq(shift)
         return result
 
-    def blank_unused(self, m: Module, o: stream.Interface, en: Value) -> None:
-        """Unused lanes are multiplied by 0; only a clamp that excludes 0 makes them something else."""
+    def blank_unused(self, m: Module, o: stream.Interface) -> None:
+        """Unused lanes of a pixel's last beat are 0."""
         used = self.channels - (self.groups - 1) * self.o_lanes.lanes
-        if used == self.o_lanes.lanes or self.low <= 0 <= self.high:
+        if used == self.o_lanes.lanes:
             return
         group = Signal(range(self.groups), name="o_group")
         with m.If(o.valid & o.ready):

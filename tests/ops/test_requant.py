@@ -11,6 +11,7 @@ from hw.lib.fifo import Fifo
 from hw.params import Lanes
 from hw.testing import run_streams
 from hw.units.requant import RequantUnit
+from hw.verilog import convert
 from sim.run import Case
 from sw.ops import Requant
 
@@ -54,6 +55,15 @@ def test_units_equal_golden(check_units: Any) -> None:
         case("clamp_without_zero", 5, 4, 20, low=3, high=100),
         case("lane_a_channel", 4, 4, 12),
     ])  # fmt: skip
+
+
+def test_shared_parameters_need_no_rom() -> None:
+    lanes = Lanes(lanes=2, bits=8, signed=True)
+    common: dict[str, Any] = {"channels": 5, "low": -128, "high": 127, "i": lanes, "o": lanes}
+    assert " multiplier " not in (text := convert(RequantUnit(multiplier=[3] * 5, shift=[2] * 5, **common), "unit"))
+    assert " shift " not in text
+    text = convert(RequantUnit(multiplier=[3, 1, 3, 1, 5], shift=[2, 1, 2, 1, 2], **common), "unit")
+    assert " multiplier " in text and " shift " not in text
 
 
 def test_latency_is_five_cycles() -> None:
