@@ -65,6 +65,8 @@ def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
 
 def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
     return RequantUnit(
+        height=x.height,
+        width=x.width,
         channels=x.channels,
         multiplier=op.multiplier.tolist(),
         shift=op.shift.tolist(),
@@ -101,9 +103,11 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes], Uni
     Requant: lambda op, t, i, o: _requant(op, t[0], i, o),
     MaxPool: lambda op, t, i, o: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
     Upsample: lambda op, t, i, o: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
-    Split: lambda op, t, i, o: SplitUnit(sizes=op.sizes, i=i),
-    Concat: lambda op, t, i, o: ConcatUnit(sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i),
-    Shuffle: lambda op, t, i, o: ShuffleUnit(channels=t[0].channels, groups=op.groups, i=i),
+    Split: lambda op, t, i, o: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),
+    Concat: lambda op, t, i, o: ConcatUnit(
+        height=t[0].height, width=t[0].width, sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i
+    ),
+    Shuffle: lambda op, t, i, o: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
 }
 
 
@@ -145,7 +149,7 @@ def lower(graph: Graph, folds: Mapping[str, Fold]) -> Design:
         elif tensor in graph.inputs:
             _enter(design, tensor, ports)
         elif ports:
-            _connect(design, design.ports[tensor], ports, graph.tensors[tensor].type.channels)
+            _connect(design, design.ports[tensor], ports, graph.tensors[tensor].type)
     return design
 
 
@@ -181,10 +185,10 @@ def _enter(design: Design, tensor: str, ports: list[Port]) -> None:
     first = "image_fork"
     design.units[first] = Fork(lanes=whole, outputs=1)
     design.inputs["image"] = Port(unit=first, port="i", lanes=whole)
-    _connect(design, Port(unit=first, port="o0", lanes=whole), ports, kind.channels)
+    _connect(design, Port(unit=first, port="o0", lanes=whole), ports, kind)
 
 
-def _connect(design: Design, source: Port, targets: Sequence[Port], channels: int) -> None:
+def _connect(design: Design, source: Port, targets: Sequence[Port], kind: TensorType) -> None:
     """Wire a producer to its readers: forks where there are several, one gearbox for each width that differs."""
     widths = list(dict.fromkeys(t.lanes.lanes for t in targets))
     starts = _fork(design, source, len(widths), f"{source.unit}_{source.port}_fork")
@@ -193,7 +197,7 @@ def _connect(design: Design, source: Port, targets: Sequence[Port], channels: in
         at = start
         if width != source.lanes.lanes:
             name = f"{source.unit}_{source.port}_to{width}"
-            gear = Regroup(channels=channels, i=source.lanes, o_lanes=width)
+            gear = Regroup(channels=kind.channels, i=source.lanes, o_lanes=width, pixels=kind.pixels)
             design.units[name] = gear
             design.links.append(Link(source=start, target=Port(unit=name, port="i", lanes=source.lanes)))
             at = Port(unit=name, port="o", lanes=group[0].lanes)
