@@ -54,6 +54,7 @@ class QuantTrainer:
         others = [p for name, p in model.named_parameters() if not name.endswith(".log2")]
         self.optimizer = torch.optim.Adam([{"params": others, "times": 1.0}, {"params": scales, "times": SCALE_LR}], lr=lr)
         self.steps, self.lr, self.teaching, self.step, self.epochs_done = steps, lr, teaching, 0, 0
+        self.history: list[dict[str, float]] = []
 
     def train_on(self, batch: Batch) -> dict[str, float]:
         for group in self.optimizer.param_groups:
@@ -77,7 +78,7 @@ class QuantTrainer:
 
     def save(self, path: Path, key: str) -> None:
         content = {"key": key, "model": pack(self.model), "optimizer": self.optimizer.state_dict()}
-        checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done})
+        checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done, "history": json.dumps(self.history)})
 
     def resume(self, path: Path, key: str) -> None:
         """Continue from ``path`` if it is there and of the same run (``key``: its settings)."""
@@ -85,7 +86,7 @@ class QuantTrainer:
         if content.get("key") == key:
             self.model.load_state_dict(content["model"]["state"])
             self.optimizer.load_state_dict(content["optimizer"])
-            self.step, self.epochs_done = content["step"], content["epochs"]
+            self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
 
 
 def calibration_batches(folder: VocFolder, size: tuple[int, int], *, images: int = CALIBRATION_IMAGES, batch: int = 16) -> list[Tensor]:
@@ -143,18 +144,17 @@ def quantize(
     key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
     views.fill()
-    history = _epochs(trainer, batches, epochs, run / "quantize.ckpt", key, progress)
+    _epochs(trainer, batches, epochs, run / "quantize.ckpt", key, progress)
     write_products(run, model)
-    result: dict[str, Any] = {"settings": settings, "history": history}
+    result: dict[str, Any] = {"settings": settings, "history": trainer.history}
     if evaluate_split is not None:
         result["evaluation"] = evaluate_quantized(model, teacher, data, evaluate_split)
     write_json(run / "quantize.json", result)
     return result
 
 
-def _epochs(trainer: QuantTrainer, batches: Batches, epochs: int, path: Path, key: str, progress: bool) -> list[dict[str, float]]:
-    """Run the epochs that are left; mean losses of each."""
-    history = []
+def _epochs(trainer: QuantTrainer, batches: Batches, epochs: int, path: Path, key: str, progress: bool) -> None:
+    """Run the epochs that are left; the trainer notes the mean losses of each."""
     with progress_bar(progress) as bar:
         task = bar.add_task("quantize", total=epochs * len(batches), completed=trainer.step, note="")
         for epoch in range(trainer.epochs_done, epochs):
@@ -163,10 +163,9 @@ def _epochs(trainer: QuantTrainer, batches: Batches, epochs: int, path: Path, ke
                 losses.append(trainer.train_on(each))
                 bar.update(task, advance=1, note=f"loss {losses[-1]['loss']:.3f}")
             trainer.epochs_done = epoch + 1
-            history.append({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
-            logger.info("epoch %d: %s", epoch + 1, history[-1])
+            trainer.history.append({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
+            logger.info("epoch %d: %s", epoch + 1, trainer.history[-1])
             trainer.save(path, key)
-    return history
 
 
 def evaluate_quantized(model: Codenet, teacher: Codenet, data: Path, split: str) -> dict[str, Any]:
