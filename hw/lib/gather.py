@@ -18,7 +18,7 @@ class GatherStage(wiring.Component):
     (one memory if F = 0), so that all four neighbours of a position are read at once and nothing depends on the offsets.
     Interpolation is exact: (a·2^F + f·(b - a)) along x, then the same along y; a neighbour outside the map is 0.
 
-    Throughput: one word a cycle for every pattern of offsets. Latency: five cycles (seven if F > 0) from the last
+    Throughput: one word a cycle for every pattern of offsets. Latency: six cycles (eight if F > 0) from the last
     beat of row p + R. A row of outputs starts when row p + R has arrived, clipped to the frame, and frees row p - R
     when it ends. Multipliers: none by weights; interpolation takes 3 of F bits × (``i.bits`` + 1 or + F + 1) a lane.
 

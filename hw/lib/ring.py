@@ -33,13 +33,12 @@ def strides(loops: Sequence[Loop]) -> list[int]:
 class WindowRing:
     """The ring of a sliding window, in pixels of the input, positions counted along the rows.
 
-    A window's positions lie between its first corner and ``span`` pixels further. The corner moves by ``pixel`` to the
-    next output of a row, by ``row`` to the next row, by ``frame`` to the next frame: all before it may be
-    overwritten. ``pixels`` is the capacity: the window and the furthest move, so that what the next window needs is
-    fetched while this one is read. For a 3×3 window with stride 1 that is two rows and four pixels.
+    A window's first corner moves by ``pixel`` to the next output of a row, by ``row`` to the next row, by ``frame`` to
+    the next frame: all before it may be overwritten. ``pixels`` is the capacity: the window, its furthest move, so that
+    what the next window needs is fetched while this one is read, and any :func:`_backlog`. For a 3×3 window with
+    stride 1 that is two rows and four pixels.
     """
 
-    span: int
     pixel: int
     row: int
     frame: int
@@ -54,8 +53,23 @@ def window_ring(height: int, width: int, window: Window) -> WindowRing:
     row = sh * width - (out_w - 1) * sw
     frame = (height - (out_h - 1) * sh) * width - (out_w - 1) * sw
     if min(row, frame) < 0:  # padded so much that the corner would go back: keep two frames
-        return WindowRing(span, 0, 0, height * width, max(span, height * width) + height * width)
-    return WindowRing(span, sw, row, frame, span + max(sw, row, frame))
+        corner = window.pad[0] * width + window.pad[1]
+        return WindowRing(0, 0, height * width, corner + 2 * height * width)
+    return WindowRing(sw, row, frame, span + max(sw, row, frame) + _backlog(height, width, window))
+
+
+def _backlog(height: int, width: int, window: Window) -> int:
+    """Further pixels to store where rows of outputs and the rows they need take turns in being slower (0 in usual networks).
+
+    Each row of outputs takes ``busy`` cycles for ``window.stride[0]`` rows of input, only the last has another number of them
+    (all for each channel group). Whichever side bounds the frame must never wait for the other.
+    """
+    out_h, out_w = window.out_size(height, width)
+    busy, fed = out_w * window.taps, window.stride[0] * width
+    rest = height * width - (out_h - 1) * fed
+    if out_h * busy >= height * width:
+        return max(0, (out_h - 1) * (fed - busy))
+    return max(0, busy - rest, (out_h - 1) * (busy - fed))
 
 
 def deform_rows(height: int, reach: int) -> int:

@@ -16,9 +16,9 @@ class DeformUnit(Unit):
     """Square, bounded, deformable, one kernel a channel. Golden model: :meth:`sw.ops.deform.Deform.golden`.
 
     A gather stage reads the four neighbours of each tap's position and interpolates, a row of multipliers accumulates.
-    Throughput: one tap of ``i.lanes`` channels a cycle, for every pattern of offsets. Latency: eight cycles (ten if
-    ``frac_bits`` > 0) from the last tap's beat once the row p + R has arrived. Interpolation takes 3 further small multipliers
-    a lane (``frac_bits`` wide on one side), which ``multipliers`` does not count.
+    Throughput: one tap of ``i.lanes`` channels a cycle, for every pattern of offsets. Latency: the first result of a
+    frame leaves nine cycles (eleven if ``frac_bits`` > 0) and one more for each further tap after row R has arrived.
+    Interpolation takes 3 further small multipliers a lane (``frac_bits`` wide on one side), which ``multipliers`` does not count.
 
     Parameters: ``height``, ``width``, ``channels`` of both maps; ``weights`` (K, K, C), K odd; ``bias`` (C,) at the scale of the
     accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: offsets beyond saturate; ``i``; ``offset``: one lane;

@@ -60,6 +60,8 @@ def test_emits_every_window_at_full_rate(tmp_path: Path) -> None:
         case(7, 7, 2, Window(kernel=(2, 2), stride=(3, 3)), "group"),
         case(4, 5, 3, Window(), "tap"),
         case(5, 5, 2, Window(stride=(2, 2)), "tap"),
+        case(10, 10, 4, Window(kernel=(1, 3), stride=(3, 1)), "group", lanes=1),  # the last row of outputs falls behind
+        case(3, 6, 2, Window(kernel=(4, 1), stride=(3, 3), pad=(3, 0, 2, 0)), "group", frames=5),
         case(1, 1, 1, SAME, "tap"),
         case(1, 4, 1, Window(kernel=(2, 1), dilation=(2, 1), pad=(1, 0, 1, 0)), "tap"),  # sees nothing of the map
     ]
