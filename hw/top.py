@@ -71,6 +71,11 @@ class Accelerator(wiring.Component):
             members |= {f"probe{k}": Out(p.lanes.width) for k, p in enumerate(probes)}
         super().__init__(members)
 
+    @property
+    def frame_cycles(self) -> int:
+        """Steady interval of back-to-back frames: that of the slowest unit."""
+        return max(unit.frame_cycles for unit in self.units.values())
+
     def _stream(self, port: Port) -> Any:
         return getattr(self.units[port.unit], port.port)
 

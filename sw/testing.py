@@ -219,3 +219,15 @@ def micro_network(path: Path, *, size: int = 32, seed: int = 1, frac_bits: int =
         y = w.conv(w.conv(x, f"{head}1", 6), f"{head}2", 6, kernel=3, depthwise=True)
         heads.append(w.conv(y, head, channels, relu=False, out_bits=16, out_scale=w.scales[y] * 2.0**-9))
     return w.save(path, heads)
+
+
+def nano_network(path: Path, *, size: int = 16, seed: int = 1) -> Path:
+    """The smallest network with a line buffer, a branch with a FIFO, a requantization and weights in memory: planted bugs live here."""
+    w = QonnxWriter(size, size, seed=seed)
+    stem = w.conv(w.image, "stem", 4, kernel=3, stride=2, bits=8)
+    left, right = w.split(stem, ["left", "right"])
+    scale = w.scales[stem]
+    deep = w.conv(right, "dw", 2, kernel=3, depthwise=True, relu=False)
+    deep = w.conv(deep, "pw", 2, out_scale=scale, gain=scale / w.scales[deep] * 4)
+    joined = w.concat([left, deep], "joined")
+    return w.save(path, [w.conv(joined, "head", 3, relu=False)])
