@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from models import checkpoint
 from models.detectors.codenet import Codenet, CodenetConfig, images_to_input, trace
 from models.layers import WIRING
-from models.ops.deform import square_deform_exact
+from models.ops.deform import OFFSET_MAX, OFFSET_MIN, square_deform_exact
 from models.ops.wiring import Concat, Shuffle, Split, Upsample
 from models.qat import settle_heads
 from models.quantizers import PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
@@ -92,34 +92,55 @@ class FrozenNetwork:
     ranges: dict[str, Range]
     integers: dict[str, Tensor]
 
-    def codes(self, images: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
-        """Every activation tensor (N, C, H, W) as integers in float64, for raw images (N, H, W, 3)."""
+    def codes(self, images: npt.NDArray[np.uint8], sums: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Every quantized activation tensor (N, C, H, W) as integers in float64, for raw images (N, H, W, 3).
+
+        ``sums``, if given, is filled with what every convolution adds up, bias included, by the name of its step.
+        """
         found: dict[str, Tensor] = {}
         for step in self.steps:
             if step.op == "input":
                 found[step.outputs[0]] = (images_to_input(images) * 256).double()
             else:
-                results = self._run(step, [found[name] for name in step.inputs])
+                results = self._run(step, [found[name] for name in step.inputs], sums)
                 found.update(zip(step.outputs, results, strict=True))
         return found
 
     def tensors(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float64]]:
-        """Every activation tensor's values (N, C, H, W), exact, by the names that the exported file uses."""
-        return {name: codes.numpy() * 2.0 ** -self.ranges[name].exponent for name, codes in self.codes(images).items()}
+        """Every activation tensor's values (N, C, H, W), exact, by the names that the exported file uses.
+
+        Beside the quantized tensors these are each convolution's sum (``.acc``) and, where an activation stands between it and the
+        quantizer, that activation's result (``.relu``, ``.bounded``).
+        """
+        sums: dict[str, Tensor] = {}
+        values = {name: codes.numpy() * 2.0 ** -self.ranges[name].exponent for name, codes in self.codes(images, sums).items()}
+        for step in self.steps:
+            if step.name in sums:
+                acc = (sums[step.name] * self.sum_scale(step)).numpy()
+                values[f"{step.name}.acc"] = acc
+                if step.activation == "relu":
+                    values[f"{step.name}.relu"] = np.maximum(acc, 0.0)
+                elif step.activation == "clip":
+                    values[f"{step.name}.bounded"] = np.clip(acc, OFFSET_MIN, OFFSET_MAX)
+        return values
+
+    def sum_scale(self, step: Step) -> Tensor:
+        """Value of one unit of a convolution's sum, (1, OC, 1, 1) float64, exact."""
+        k = self.integers[f"{step.name}.k"] + self.ranges[step.inputs[0]].exponent
+        return torch.ldexp(self.integers[f"{step.name}.m"].double(), -k).view(1, -1, 1, 1)
 
     def maps(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], ...]:
         """hm, wh and reg as (N, H/4, W/4, channels), exact values."""
         found = self.codes(images)
         return tuple(found[name].permute(0, 2, 3, 1).numpy() * 2.0 ** -self.ranges[name].exponent for name in OUTPUTS)
 
-    def _run(self, step: Step, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    def _run(self, step: Step, inputs: list[Tensor], sums: dict[str, Tensor] | None) -> tuple[Tensor, ...]:
         x, at = inputs[0], step.attributes
-        if step.op == "conv":
-            acc = exact_conv(x, self.integers[f"{step.name}.weight"].double(), stride=at["stride"], pad=at["pad"], groups=at["groups"])
-            return (self._requantize(step, acc + self.integers[f"{step.name}.bias"].double().view(1, -1, 1, 1)),)
-        if step.op == "deform":
-            offsets = inputs[1] * 2.0 ** -self.ranges[step.inputs[1]].exponent
-            return (self._requantize(step, square_deform_exact(x, offsets, self.integers[f"{step.name}.weight"].double())),)
+        if step.op in ("conv", "deform"):
+            acc = self._sum(step, inputs)
+            if sums is not None:
+                sums[step.name] = acc
+            return (self._requantize(step, acc),)
         if step.op == "maxpool":
             return (F.max_pool2d(x, at["kernel"], at["stride"], at["pad"]),)
         if step.op == "upsample":
@@ -131,6 +152,14 @@ class FrozenNetwork:
         if step.op == "concat":
             return (torch.cat(inputs, 1),)
         raise ValueError(f"step {step.name} has an unknown operator: {step.op!r}")
+
+    def _sum(self, step: Step, inputs: list[Tensor]) -> Tensor:
+        """What a convolution adds up, in units of input and weight."""
+        at, weight = step.attributes, self.integers[f"{step.name}.weight"].double()
+        if step.op == "deform":
+            return square_deform_exact(inputs[0], inputs[1] * 2.0 ** -self.ranges[step.inputs[1]].exponent, weight)
+        acc = exact_conv(inputs[0], weight, stride=at["stride"], pad=at["pad"], groups=at["groups"])
+        return acc + self.integers[f"{step.name}.bias"].double().view(1, -1, 1, 1)
 
     def _requantize(self, step: Step, acc: Tensor) -> Tensor:
         target = self.ranges[step.outputs[0]]

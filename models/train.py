@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from models import checkpoint
@@ -23,7 +24,7 @@ from models.data.transforms import augment, letterbox
 from models.data.voc import Sample, VocFolder, find_split
 from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
-from models.losses import Targets, detection_loss, make_targets
+from models.losses import Targets, detection_loss, focal_loss, make_targets
 from models.score import score, torch_network
 
 logger = logging.getLogger(__name__)
@@ -170,14 +171,49 @@ def start_model(config: CodenetConfig, *, init: Path | None, trunk: Path | None,
     return model
 
 
+class DeepSupervision(nn.Module):
+    """Class maps read off conv5 and the first two decoder stages while training, so that the trunk learns classes from the first step.
+
+    The network's only path from classes to trunk runs through the whole decoder, which makes learning from few images slow. Each
+    map (strides 32, 16, 8) is held against the heat map target's maximum over its cell, with the same focal loss. The layers are
+    not part of the network and are thrown away.
+    """
+
+    def __init__(self, model: Codenet) -> None:
+        super().__init__()
+        config = model.config
+        widths = (model.decoder[0].offset.in_channels, *config.decoder[:2])
+        self.layers = nn.ModuleList(nn.Conv2d(n, len(config.classes), 1) for n in widths)
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, -2.19)
+        self.seen: dict[int, Tensor] = {}
+        places = (model.conv5, model.decoder[0].mix, model.decoder[1].mix)
+        for k, place in enumerate(places):
+            place.register_forward_hook(lambda _module, _inputs, output, k=k: self.seen.__setitem__(k, output))
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Sum of the focal losses of the maps of the last forward pass; ``target`` (N, classes, H, W)."""
+        total = torch.zeros(())
+        for k, layer in enumerate(self.layers):
+            logits = layer(self.seen.pop(k))
+            factor = target.shape[-1] // logits.shape[-1]
+            total = total + focal_loss(logits, F.max_pool2d(target, factor))
+        return total
+
+
 class Trainer:
     """State of one training run; ``save`` and ``resume`` carry it across an interruption."""
 
-    def __init__(self, model: Codenet, *, steps: int, lr: float, weight_decay: float) -> None:
+    def __init__(self, model: Codenet, *, steps: int, lr: float, weight_decay: float, deep: float = 0.0) -> None:
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.deep = DeepSupervision(model) if deep else None
+        if self.deep is not None:
+            groups.append({"params": list(self.deep.parameters()), "weight_decay": 0.0})
+        self.deep_weight = deep
         self.optimizer = torch.optim.AdamW(groups, lr=lr)
         self.average = Average(model)
         self.steps, self.lr, self.step, self.epochs_done = steps, lr, 0, 0
@@ -189,6 +225,9 @@ class Trainer:
         self.model.train()
         image = images_to_input(batch[0]).contiguous(memory_format=torch.channels_last)
         losses = detection_loss(self.model(image), batch[1])  # float32: bfloat16 gained nothing here, AMX or not
+        if self.deep is not None:
+            losses["deep"] = self.deep.loss(batch[1].hm)
+            losses["loss"] = losses["loss"] + self.deep_weight * losses["deep"]
         if not torch.isfinite(losses["loss"]):
             raise RuntimeError(f"training diverged at step {self.step}; a smaller lr than {self.lr} may help")
         self.optimizer.zero_grad()
@@ -227,11 +266,12 @@ def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
 def train(
     run: Path, *, data: Path, preset: str = "tiny", width: float | None = None, size: tuple[int, int] | None = None, epochs: int = 40,
     batch: int = 32, lr: float = 2e-3, weight_decay: float = 0.05, init: Path | None = None, trunk: Path | None = None, flip: bool = True,
-    augmentation: float = 1.0, seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
+    augmentation: float = 1.0, deep: float = 0.5, seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
 ) -> dict[str, Any]:  # fmt: skip
     """Train a float network on ``data`` (a VOC folder) and write float.pt, train.json and config.json to ``run``.
 
     flip: mirror half of the images (not for digits). augmentation: share of random crops and colours, the rest is as it is.
+    deep: weight of the class maps that are supervised inside the network while training (0: none).
     init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
     An interrupted call continues after its last whole epoch when repeated. Returns what train.json holds.
     """
@@ -245,7 +285,7 @@ def train(
     model = start_model(config, init=init, trunk=trunk, seed=seed)
     views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed)
     batches = Batches(views, config, batch=batch, seed=seed, workers=workers)
-    trainer = Trainer(model, steps=epochs * len(batches), lr=lr, weight_decay=weight_decay)
+    trainer = Trainer(model, steps=epochs * len(batches), lr=lr, weight_decay=weight_decay, deep=deep)
     key = json.dumps([settings, config.to_json()], sort_keys=True)
     trainer.resume(run / "train.ckpt", key)
     write_json(run / "config.json", {"model": json.loads(config.to_json()), "train": settings})
