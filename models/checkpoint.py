@@ -31,10 +31,24 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_float(path: Path, model: Codenet, *, half: bool = False, **about: Any) -> None:
-    """The float network: config, state (float16 if ``half``, to ship) and ``about``, JSON-able facts."""
-    state = {name: value.half() if half and value.is_floating_point() else value for name, value in model.state_dict().items()}
+def save_float(path: Path, model: Codenet, *, small: bool = False, **about: Any) -> None:
+    """The float network: config, state and ``about``, JSON-able facts.
+
+    ``small``, to ship: weights as 8-bit integers with a scale each output channel, everything else in float16.
+    """
+    state = {name: shrink(value) if small else value for name, value in model.state_dict().items()}
     save(path, {"config": model.config.to_json(), "about": json.dumps(about), "state": state})
+
+
+def shrink(value: Tensor) -> Tensor | dict[str, Tensor]:
+    """A tensor in a quarter or half of its bytes."""
+    if not value.is_floating_point():
+        return value
+    if value.ndim < 2:
+        return value.half() if float(value.abs().max()) < 6e4 else value
+    scale = (value.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
+    codes = torch.round(value / scale.view(-1, *[1] * (value.ndim - 1))).to(torch.int8)
+    return {"codes": codes, "scale": scale}
 
 
 def load_float(path: Path) -> Codenet:
@@ -48,6 +62,15 @@ def load_float(path: Path) -> Codenet:
     return model.eval()
 
 
-def as_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with half-precision tensors widened."""
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+def as_float32(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state with shrunk tensors as they were."""
+
+    def widen(value: Any) -> Tensor:
+        if isinstance(value, dict):
+            codes: Tensor = value["codes"]
+            restored: Tensor = codes.float() * value["scale"].view(-1, *[1] * (codes.ndim - 1))
+            return restored
+        tensor: Tensor = value
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    return {name: widen(value) for name, value in state.items()}

@@ -118,9 +118,21 @@ def write_products(run: Path, model: Codenet) -> FrozenNetwork:
 
 
 def quantize(
-    run: Path, *, data: Path, epochs: int = 3, batch: int = 16, lr: float = 1e-3, teaching: float = 1.0, flip: bool = True,
-    augmentation: float = 1.0, seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
-) -> dict[str, Any]:  # fmt: skip
+    run: Path,
+    *,
+    data: Path,
+    epochs: int = 3,
+    batch: int = 16,
+    lr: float = 1e-3,
+    teaching: float = 1.0,
+    flip: bool = True,
+    augmentation: float = 1.0,
+    split: str = "train",
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = True,
+    evaluate_split: str | None = "val",
+) -> dict[str, Any]:
     """Quantize ``run``/float.pt with the training split of ``data`` and write quantized.pt, frozen.pt, model.onnx and quantize.json.
 
     epochs: of quantization-aware training, 0: calibration only. teaching: weight of the float network's maps beside the data's loss.
@@ -129,7 +141,7 @@ def quantize(
     run = Path(run)
     teacher = checkpoint.load_float(run / "float.pt")
     config = teacher.config
-    folder = VocFolder(data, find_split(data, "train"), config.classes)
+    folder = VocFolder(data, find_split(data, split), config.classes)
     torch.manual_seed(seed)
     model = prepare(teacher)
     views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed + 1)

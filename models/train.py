@@ -22,7 +22,7 @@ from models import checkpoint
 from models.data.files import whole_file
 from models.data.transforms import augment, letterbox
 from models.data.voc import Sample, VocFolder, find_split
-from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
+from models.detectors.codenet import CHANNELS, PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
 from models.losses import Targets, detection_loss, focal_loss, make_targets
 from models.score import score, torch_network
@@ -181,14 +181,15 @@ class DeepSupervision(nn.Module):
 
     def __init__(self, model: Codenet) -> None:
         super().__init__()
-        config = model.config
-        widths = (model.decoder[0].offset.in_channels, *config.decoder[:2])
-        self.layers = nn.ModuleList(nn.Conv2d(n, len(config.classes), 1) for n in widths)
-        for layer in self.layers:
+        places = [model.get_submodule(path) for path in ("conv5", "decoder.0.mix", "decoder.1.mix")]
+        widths = (CHANNELS[model.config.width][-1], *model.config.decoder)
+        layers = [nn.Conv2d(n, len(model.config.classes), 1) for n, _ in zip(widths, places, strict=False)]
+        for layer in layers:
             nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
             nn.init.constant_(layer.bias, -2.19)
+        self.layers = nn.ModuleList(layers)
         self.seen: dict[int, Tensor] = {}
-        places = (model.conv5, model.decoder[0].mix, model.decoder[1].mix)
         for k, place in enumerate(places):
             place.register_forward_hook(lambda _module, _inputs, output, k=k: self.seen.__setitem__(k, output))
 
@@ -264,23 +265,42 @@ def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
 
 
 def train(
-    run: Path, *, data: Path, preset: str = "tiny", width: float | None = None, size: tuple[int, int] | None = None, epochs: int = 40,
-    batch: int = 32, lr: float = 2e-3, weight_decay: float = 0.05, init: Path | None = None, trunk: Path | None = None, flip: bool = True,
-    augmentation: float = 1.0, deep: float = 0.5, seed: int = 0, workers: int = 1, progress: bool = True, evaluate_split: str | None = "val",
-) -> dict[str, Any]:  # fmt: skip
+    run: Path,
+    *,
+    data: Path,
+    preset: str = "tiny",
+    width: float | None = None,
+    size: tuple[int, int] | None = None,
+    epochs: int = 40,
+    batch: int = 32,
+    lr: float = 2e-3,
+    weight_decay: float = 0.05,
+    init: Path | None = None,
+    trunk: Path | None = None,
+    flip: bool = True,
+    augmentation: float = 1.0,
+    deep: float = 0.5,
+    split: str = "train",
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = True,
+    evaluate_split: str | None = "val",
+) -> dict[str, Any]:
     """Train a float network on ``data`` (a VOC folder) and write float.pt, train.json and config.json to ``run``.
 
     flip: mirror half of the images (not for digits). augmentation: share of random crops and colours, the rest is as it is.
     deep: weight of the class maps that are supervised inside the network while training (0: none).
-    init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
+    split: the list of images to train on (train or trainval). init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
     An interrupted call continues after its last whole epoch when repeated. Returns what train.json holds.
     """
     run = Path(run)
-    folder = VocFolder(data, find_split(data, "train"))
+    folder = VocFolder(data, find_split(data, split))
+    folder.check()
     config = make_config(preset, folder.classes, width=width, size=size)
     settings = {
         "data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "flip": flip,
-        "augmentation": augmentation, "seed": seed, "init": str(init) if init else None, "trunk": str(trunk) if trunk else None,
+        "augmentation": augmentation, "deep": deep, "split": split, "seed": seed,
+        "init": str(init) if init else None, "trunk": str(trunk) if trunk else None,
     }  # fmt: skip
     model = start_model(config, init=init, trunk=trunk, seed=seed)
     views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed)

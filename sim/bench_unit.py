@@ -140,6 +140,8 @@ def coins(rng: np.random.Generator, count: int, stall: bool) -> Any:
 @cocotb.parametrize(stall_i=[False, True], stall_o=[False, True])
 async def matches_golden(dut: Any, stall_i: bool, stall_o: bool) -> None:
     """All cases at once: every output beat equals golden, at full rate also in time."""
+    if [stall_i, stall_o] not in json.loads(os.environ["WARPLOOM_RUNS"]):
+        return  # this combination was not asked for
     sources, sinks, max_cycles = load(dut)
     rng = np.random.default_rng([7, stall_i, stall_o])
     will_i, will_o = coins(rng, len(sources), stall_i), coins(rng, len(sinks), stall_o)

@@ -33,6 +33,8 @@ VERILATOR_ARGS = ("-Wno-fatal", "-Wno-lint", "--x-initial", "0", "--timescale", 
 MAKE_ARGS = ("OPT_FAST=-O0", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0", "CFG_CXXFLAGS_PCH_I=-include", "PYTHON3=python3")
 #: Verilator's own objects, the same in every build: compiled once.
 RUNTIME = ("verilated.o", "verilated_vpi.o", "verilated_dpi.o", "verilated_threads.o")
+#: All combinations of stalls at the inputs and at the outputs.
+ALL_RUNS = ((False, False), (False, True), (True, False), (True, True))
 #: Times slower than full rate that a run with stalls on both sides may be.
 SLOWDOWN = 12
 
@@ -167,8 +169,11 @@ def write_vectors(cases: Sequence[Case], bench: Bench, folder: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(plan))
 
 
-def run_cases(cases: Sequence[Case], work: Path) -> None:
-    """Build and run all cases in Verilator; AssertionError lists what differs, by case, beat and lane."""
+def run_cases(cases: Sequence[Case], work: Path, runs: Sequence[tuple[bool, bool]] = ALL_RUNS) -> None:
+    """Build and run all cases in Verilator; AssertionError lists what differs, by case, beat and lane.
+
+    ``runs``: which combinations of (stalls at the inputs, stalls at the outputs) are driven.
+    """
     bench = Bench([case.unit for case in cases])
     build = build_bench(bench)
     work.mkdir(parents=True, exist_ok=True)
@@ -179,7 +184,7 @@ def run_cases(cases: Sequence[Case], work: Path) -> None:
         get_runner("verilator").test(
             test_module="sim.bench_unit", hdl_toplevel="bench", hdl_toplevel_lang="verilog",
             build_dir=build, test_dir=work, log_file=log, results_xml=str(work / "results.xml"),
-            extra_env={"WARPLOOM_VECTORS": str(work), "COCOTB_LOG_LEVEL": "WARNING"},
+            extra_env={"WARPLOOM_VECTORS": str(work), "WARPLOOM_RUNS": json.dumps(runs), "COCOTB_LOG_LEVEL": "WARNING"},
         )  # fmt: skip
     except SystemExit as stop:
         if not failures.exists():

@@ -17,8 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from sw import steps
+from sw.bench import bench as measure
 from sw.demo import demo as whole_chain
 from sw.errors import WarploomError
+
+#: Two threads of OpenMP that spin while they wait starve everything else on a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
     help="Quantized detectors with deformable convolutions, from PyTorch to an FPGA: "
@@ -265,6 +269,24 @@ def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
     """Write one page with all figures of a run: report.md, report.html, report.json."""
     record = steps.report(run)
     show({**record, "report": str(run / "report.html")}, as_json, "report")
+
+
+@verb()
+def bench(
+    run: Annotated[Path | None, typer.Option("--run", help="A run with a compiled design (default: a micro network).")] = None,
+    images: Annotated[int, typer.Option(help="Images a round.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Speed of golden, PyTorch and simulated Verilog in one run, as ratios."""
+    record = measure(run, images=images)
+    if as_json:
+        print(json.dumps(record))
+        return
+    table = Table("backend", "images a second", "times golden")
+    for row in record["backends"]:
+        table.add_row(row["backend"], f"{row['images_per_second']:.2f}", f"{row['times_golden']:.3f}")
+    screen.print(table)
+    show(record, False, "run", "images", "cycles_per_second")
 
 
 @verb()

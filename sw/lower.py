@@ -89,6 +89,7 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
         frac_bits=op.frac_bits,
         low=op.low,
         high=op.high,
+        base=op.origin,
         i=i,
         offset=lanes(offset, 1),
         o=o,

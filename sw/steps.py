@@ -31,6 +31,7 @@ UPWARD = {
     "torch-quantized": "models.backends:torch_quantized",
     "accelerated": "models.backends:accelerated",
     "stored": "models.backends:stored",
+    "find_split": "models.data.voc:find_split",
     "fitting_size": "models.backends:fitting_size",
     "first_samples": "models.backends:first_samples",
     "evaluate": "models.evaluate:evaluate",

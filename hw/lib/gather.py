@@ -13,7 +13,7 @@ from hw.units.base import signature
 class GatherStage(wiring.Component):
     """For every output pixel, channel group and tap (in this order) the map at p + s·(i, j), times 2^(2F).
 
-    The dilation s = 1 + o·2^-F of a pixel comes from ``offset_i``; o beyond low..high saturates. Rows lie in a ring of
+    The dilation s = (code + base)·2^-F of a pixel comes from ``offset_i``; a code beyond low..high saturates. Rows lie in a ring of
     ``rows`` rows shared by consecutive frames, in four memories by the parity of the running row count and of the column
     (one memory if F = 0), so that all four neighbours of a position are read at once and nothing depends on the offsets.
     Interpolation is exact: (a·2^F + f·(b - a)) along x, then the same along y; a neighbour outside the map is 0.
@@ -22,7 +22,8 @@ class GatherStage(wiring.Component):
     beat of row p + R. A row of outputs starts when row p + R has arrived, clipped to the frame, and frees row p - R
     when it ends. Multipliers: none by weights; interpolation takes 3 of F bits × (``i.bits`` + 1 or + F + 1) a lane.
 
-    Parameters: ``height``, ``width``, ``channels``; ``size`` K, odd, >= 3; ``frac_bits`` F in 0..4; ``low``, ``high`` of o; ``i``;
+    Parameters: ``height``, ``width``, ``channels``; ``size`` K, odd, >= 3; ``frac_bits`` F in 0..4; ``low``, ``high``
+    of the code; ``base``: 2^F (the default) where the code is s - 1, 0 where it is s; ``i``;
     ``offset``: one lane.
     Members: ``i``, ``offset_i`` and ``o``: lanes of ``i``, 2F bits wider. Raises ValueError for arguments out of range.
     """
@@ -32,8 +33,9 @@ class GatherStage(wiring.Component):
     o: stream.Interface
 
     def __init__(
-        self, *, height: int, width: int, channels: int, size: int, frac_bits: int, low: int, high: int, i: Lanes, offset: Lanes
-    ) -> None:
+        self, *, height: int, width: int, channels: int, size: int, frac_bits: int, low: int, high: int, i: Lanes, offset: Lanes,
+        base: int | None = None,
+    ) -> None:  # fmt: skip
         if min(height, width, channels) < 1:
             raise ValueError(f"height, width and channels must be positive, not {(height, width, channels)!r}")
         if size < 3 or size % 2 == 0:
@@ -45,6 +47,7 @@ class GatherStage(wiring.Component):
         if offset.lanes != 1:
             raise ValueError(f"offset must have one lane, not {offset.lanes!r}")
         self.height, self.width, self.size, self.frac_bits, self.low, self.high = height, width, size, frac_bits, low, high
+        self.base = 1 << frac_bits if base is None else base
         self.lanes, self.groups = i, i.beats(channels)
         self.out = Lanes(lanes=i.lanes, bits=i.bits + 2 * frac_bits, signed=i.signed)
         super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(self.out))})
@@ -53,7 +56,7 @@ class GatherStage(wiring.Component):
     def reach(self) -> int:
         """Rows around a pixel that its taps touch: R = ceil(max|s|·(K-1)/2)."""
         one = 1 << self.frac_bits
-        return -(-max(abs(self.low + one), abs(self.high + one)) * (self.size // 2) // one)
+        return -(-max(abs(self.low + self.base), abs(self.high + self.base)) * (self.size // 2) // one)
 
     @property
     def rows(self) -> int:
@@ -151,8 +154,8 @@ class GatherStage(wiring.Component):
 
     def _issue(self, m: Module, step: Value, ready: Value, y: Signal, row_done: Signal, frame_done: Signal) -> dict[str, Signal]:
         """Counters of the loops; registers the distances (ty, tx) in 2^-F pixels of the current tap and where its pixel lies."""
-        half, one = self.size // 2, 1 << self.frac_bits
-        furthest = max(abs(self.low + one), abs(self.high + one)) * half
+        half = self.size // 2
+        furthest = max(abs(self.low + self.base), abs(self.high + self.base)) * half
         dilation, known = Signal(signed(furthest.bit_length() + 1)), Signal()
         x, group, i, j, slot = (
             counter(n, name)
@@ -175,7 +178,7 @@ class GatherStage(wiring.Component):
         m.d.comb += self.offset_i.ready.eq(~known | pixel_done)
         with m.If(self.offset_i.ready):
             m.d.sync += known.eq(self.offset_i.valid)
-            m.d.sync += dilation.eq(Mux(code < self.low, self.low, Mux(code > self.high, self.high, code)) + one)
+            m.d.sync += dilation.eq(Mux(code < self.low, self.low, Mux(code > self.high, self.high, code)) + self.base)
 
         distances = [dilation * k for k in range(-half, half + 1)]
         tap = {

@@ -21,7 +21,8 @@ class DeformUnit(Unit):
     Interpolation takes 3 further small multipliers a lane (``frac_bits`` wide on one side), which ``multipliers`` does not count.
 
     Parameters: ``height``, ``width``, ``channels`` of both maps; ``weights`` (K, K, C), K odd; ``bias`` (C,) at the scale of the
-    accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: offsets beyond saturate; ``i``; ``offset``: one lane;
+    accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: codes beyond saturate; ``base``: 2^F (the
+    default) where the code is s - 1, 0 where it is s itself; ``i``; ``offset``: one lane;
     ``o``: lanes of ``i``, signed, the exact accumulator. Raises ValueError if they do not fit together.
     """
 
@@ -31,7 +32,7 @@ class DeformUnit(Unit):
 
     def __init__(
         self, *, height: int, width: int, channels: int, weights: Ints3, bias: Ints, frac_bits: int, low: int, high: int,
-        i: Lanes, offset: Lanes, o: Lanes,
+        i: Lanes, offset: Lanes, o: Lanes, base: int | None = None,
     ) -> None:  # fmt: skip
         size = len(weights)
         if any(len(row) != size for row in weights):
@@ -39,7 +40,8 @@ class DeformUnit(Unit):
         if len(bias) != channels:
             raise ValueError(f"bias must have {channels} entries, not {len(bias)}")
         self.gather = GatherStage(
-            height=height, width=width, channels=channels, size=size, frac_bits=frac_bits, low=low, high=high, i=i, offset=offset
+            height=height, width=width, channels=channels, size=size, frac_bits=frac_bits, low=low, high=high, i=i, offset=offset,
+            base=base,
         )
         self.mac = Mac(weights=[tap for row in weights for tap in row], bias=bias, i=self.gather.out, o=o)
         super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(o))})

@@ -77,7 +77,7 @@ class CodenetConfig:
 
 
 PRESETS = {
-    "tiny": CodenetConfig(),
+    "tiny": CodenetConfig(width=0.5),
     "small": CodenetConfig(width=0.5, size=(256, 256)),
     "a": CodenetConfig(width=1.0, size=(256, 256), classes=VOC, stem="stride4"),
     "b": CodenetConfig(width=1.0, size=(256, 256), classes=VOC),

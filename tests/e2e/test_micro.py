@@ -34,7 +34,7 @@ def images(graph: Graph, count: int, seed: int = 0) -> Array:
 
 def test_every_tensor_of_back_to_back_frames_equals_golden(compiled: Path) -> None:
     accelerator = VerilatorAccelerator(compiled)
-    record = verify(accelerator.graph, images(accelerator.graph, 4), None, accelerator).record()
+    record = verify(accelerator.graph, images(accelerator.graph, 12), None, accelerator).record()
     assert record["mismatches"] == 0 and record["first_mismatch"] is None
     assert record["tensors_compared"] == len({t for n in accelerator.graph.nodes for t in n.outputs})
     assert record["offsets_prove"], record["offsets"]

@@ -14,13 +14,15 @@ from sw.ops.base import Array, TensorType
 from sw.ops.deform import Deform
 
 
-def deform(channels: int, frac_bits: int, *, size: int = 3, low: int | None = None, high: int | None = None) -> Deform:
+def deform(
+    channels: int, frac_bits: int, *, size: int = 3, low: int | None = None, high: int | None = None, base: int | None = None
+) -> Deform:
     """CoDeNet's range by default: dilations -7..8."""
     rng = np.random.default_rng(channels)
     weights = rng.integers(-7, 8, (size, size, channels))
     weights[weights == 0] = 3  # a tap without weight would hide its errors
     low, high = -8 << frac_bits if low is None else low, 7 << frac_bits if high is None else high
-    return Deform(weights=weights, bias=rng.integers(-(1 << 14), 1 << 14, channels), frac_bits=frac_bits, low=low, high=high)
+    return Deform(weights=weights, bias=rng.integers(-(1 << 14), 1 << 14, channels), frac_bits=frac_bits, low=low, high=high, base=base)
 
 
 def unit(op: Deform, height: int, width: int, i: Lanes, offset: Lanes, /, **changes: Any) -> DeformUnit:
@@ -29,7 +31,7 @@ def unit(op: Deform, height: int, width: int, i: Lanes, offset: Lanes, /, **chan
     (out,) = op.infer(x, TensorType(height=height, width=width, channels=1, bits=offset.bits, signed=offset.signed))
     arguments = {
         "height": height, "width": width, "channels": channels, "weights": op.weights.tolist(), "bias": op.bias.tolist(),
-        "frac_bits": op.frac_bits, "low": op.low, "high": op.high, "i": i, "offset": offset,
+        "frac_bits": op.frac_bits, "low": op.low, "high": op.high, "base": op.base, "i": i, "offset": offset,
         "o": Lanes(lanes=i.lanes, bits=out.bits, signed=True),
     }  # fmt: skip
     return DeformUnit(**(arguments | changes))
@@ -76,6 +78,7 @@ def test_units(check_units: Callable[..., None]) -> None:
         case(9, 6, 5, deform(5, 1, low=-5, high=1), lanes=4, offset_bits=8),  # saturates; reach 2, an odd number of half pixels
         case(7, 9, 2, deform(2, 0, low=-2, high=2), lanes=1, bits=4),
         case(6, 6, 1, deform(1, 2, size=5, low=-6, high=5), lanes=1),
+        case(5, 6, 2, deform(2, 1, low=-6, high=6, base=0), lanes=2),  # the code is the dilation itself
         case(3, 1, 3, deform(3, 2), lanes=4),
         case(1, 5, 2, deform(2, 0), lanes=1),
     ])  # fmt: skip
