@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.data.files import whole_file
 from models.detectors.codenet import Codenet, CodenetConfig
+from sw.files import whole_file
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from models.data.files import whole_file
 from models.data.voc import Sample
 from sw.decode import Detections
+from sw.files import whole_file
 
 PANEL = 512  # least length of a panel's longer side, so that labels can be read
 FONT = 14

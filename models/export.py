@@ -16,10 +16,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from models.data.files import whole_file
 from models.detectors.codenet import STRIDE
 from models.frozen import OUTPUTS, FrozenNetwork, Range, Step
 from models.ops.deform import OFFSET_MAX, OFFSET_MIN
+from sw.files import whole_file
 
 QONNX = "qonnx.custom_op.general"
 OPSET, IR_VERSION = 19, 9

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from models import checkpoint
-from models.data.files import whole_file
 from models.data.voc import VocFolder, find_split
 from models.detectors.codenet import Codenet, images_to_input
 from models.export import export_qonnx
@@ -20,6 +19,7 @@ from models.losses import WH_WEIGHT, detection_loss
 from models.qat import calibrate, pack, prepare, settle_heads, unpack
 from models.score import score, torch_network
 from models.train import Batch, Batches, Views, cosine_lr, evaluate_float, progress_bar, write_json
+from sw.files import whole_file
 
 logger = logging.getLogger(__name__)
 

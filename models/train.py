@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from models import checkpoint
-from models.data.files import whole_file
 from models.data.transforms import augment, letterbox
 from models.data.voc import Sample, VocFolder, find_split
 from models.detectors.codenet import CHANNELS, PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
 from models.losses import Targets, detection_loss, focal_loss, make_targets
 from models.score import score, torch_network
+from sw.files import whole_file
 
 logger = logging.getLogger(__name__)
 

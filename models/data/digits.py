@@ -11,9 +11,9 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from models.data.files import whole_folder
 from models.data.scenes import SPLITS, draw_scene
 from models.data.voc import DataError
+from sw.files import whole_folder
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 JPEG_QUALITY = 92

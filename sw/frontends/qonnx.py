@@ -17,7 +17,7 @@ from sw.graph import Graph, Node, Origin, Tensor, infer, verify
 from sw.ops import Conv, Deform, Depthwise, Op, TensorType
 
 from . import layers, moves, quant
-from .onnx_file import FileNode, OnnxFile, read
+from .onnx_file import MAX_ELEMENTS, FileNode, OnnxFile, read
 from .values import Act, Value
 
 
@@ -71,6 +71,8 @@ class Importer:
         outputs = (name,) if name else node.outputs
         new = Node(name=name or node.name, op=op, inputs=inputs, outputs=outputs, source=node.name)
         types = infer(new, [self.tensors[t].type for t in inputs])
+        if max(t.pixels * t.channels for t in types) > MAX_ELEMENTS:
+            raise node.refuse(f"its output {types[0]} is huge", f"maps of at most {MAX_ELEMENTS} elements")
         self.nodes.append(new)
         for output, kind, scale in zip(outputs, types, scales, strict=True):
             self.tensors[output] = Tensor(name=output, type=kind, scale=scale)

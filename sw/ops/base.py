@@ -54,7 +54,7 @@ class TensorType:
 
 def signed_bits(lowest: int, highest: int) -> int:
     """Bits of the smallest signed type that holds ``lowest..highest``."""
-    return max(int(highest).bit_length(), int(-lowest - 1).bit_length() if lowest < 0 else 0) + 1
+    return max(int(max(highest, 0)).bit_length(), int(-lowest - 1).bit_length() if lowest < 0 else 0) + 1
 
 
 def accumulator(x: TensorType, weights: Array, bias: Array, *, gain: int = 1) -> tuple[int, int]:

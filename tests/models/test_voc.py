@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.files import whole_file, whole_folder
 from models.data.voc import MAX_PIXELS, DataError, VocFolder, find_split
+from sw.files import whole_file, whole_folder
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd_320"
 OBJECT = "<object><name>{name}</name>{flags}<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"

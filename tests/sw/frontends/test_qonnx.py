@@ -26,7 +26,8 @@ class Quant(OpRun):
     def _run(self, x: Any, scale: Any, zero: Any, bits: Any, signed: int, narrow: int, rounding_mode: str) -> tuple[Any]:
         low = -(2.0 ** (bits - 1)) + narrow if signed else 0.0
         high = 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1 - narrow
-        rounded: Any = {"ROUND": np.rint, "FLOOR": np.floor, "HALF_UP": lambda v: np.floor(v + 0.5)}[rounding_mode](x / scale + zero)
+        ways: dict[str, Callable[[Any], Any]] = {"ROUND": np.rint, "FLOOR": np.floor, "HALF_UP": lambda v: np.floor(v + 0.5)}
+        rounded = ways[rounding_mode](x / scale + zero)
         return ((np.clip(rounded, low, high) - zero) * scale,)
 
 
@@ -120,6 +121,9 @@ def test_unequal_scales_of_a_concat_are_requantized_and_listed(tmp_path: Path) -
     np.testing.assert_array_equal(values["out"][..., :4], np.clip(np.rint(half), 0, 255))
 
 
+FLOOR = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
 def _writer() -> QonnxWriter:
     return QonnxWriter(8, 8)
 
@@ -180,6 +184,10 @@ def _signed_half_up(w: QonnxWriter) -> str:
     return w.quant(raw, "c", 1.0, bits=8, signed=True, rounding="HALF_UP")
 
 
+def _giant(w: QonnxWriter) -> str:
+    return w.node("Resize", [w.image, "", w.constant("s", [1, 1, 9999, 9999])], "c", mode="nearest", **FLOOR)
+
+
 def _bad_pads(w: QonnxWriter) -> str:
     weight = w.quant(w.constant("w", np.ones((4, 3, 3, 3))), "wq", 1.0, bits=4, signed=True)
     return w.node("Conv", [w.image, weight], "c", kernel_shape=[3, 3], pads=[9] * 4)
@@ -198,6 +206,7 @@ REFUSED: list[tuple[Callable[[QonnxWriter], str], str]] = [
     (_unknown_domain, "domain 'com.example' is unknown.*Accepted"),
     (_signed_half_up, "HALF_UP.*Accepted: ROUND, FLOOR"),
     (_bad_pads, "pad must be between"),
+    (_giant, "is huge.*Accepted: maps of at most"),
 ]
 
 
