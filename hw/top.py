@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Stitches units into the accelerator of one network."""
 from __future__ import annotations
 

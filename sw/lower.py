@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """From an integer graph and its foldings to units and links: every node a unit, every edge a stream."""
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_every_tensor_equals_an_independent_evaluation(tmp_path: Path, frac_bits
         tensor = graph.tensors[graph.origins[name].tensor]
         np.testing.assert_array_equal(values[tensor.name] * tensor.scale_array(), want[name], err_msg=name)
     assert {n.op.name for n in graph.nodes} == set(OPS)
-    assert len(np.unique(values["offset2"])) >= 8  # else the deformable layers prove nothing
+    assert all(len(np.unique(values[o])) >= 4 for o in ("offset1", "offset2"))  # else the deformable layers prove nothing
 
 
 @pytest.mark.parametrize(("rounding", "signed"), [("ROUND", True), ("ROUND", False), ("FLOOR", True), ("HALF_UP", False)])

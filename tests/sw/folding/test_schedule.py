@@ -1,0 +1,72 @@
+"""The static schedule: its arithmetic against plain loops, and the depths that come out of it."""
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim.accelerator import VerilatorAccelerator
+from sw import compiler
+from sw.errors import DeviceError
+from sw.folding import timing
+from sw.folding.fold import choose
+from sw.folding.schedule import simulate, size_fifos
+from sw.lower import Design, lower
+from sw.testing import micro_network, nano_network
+
+
+def test_serve_is_a_queue() -> None:
+    rng = np.random.default_rng(0)
+    for cost in (1, 3, 7):
+        ready = np.sort(rng.integers(0, 100, 30))
+        free, done = 0, []
+        for r in ready:
+            free = max(free, int(r)) + cost
+            done.append(free)
+        assert timing.serve(ready, cost).tolist() == done
+
+
+@pytest.mark.parametrize(("channels", "lanes_in", "lanes_out"), [(8, 4, 2), (8, 2, 4), (5, 2, 3), (7, 7, 1), (6, 4, 3)])
+def test_regroup_waits_for_the_last_channel_of_a_beat(channels: int, lanes_in: int, lanes_out: int) -> None:
+    n_in, n_out = -(-channels // lanes_in), -(-channels // lanes_out)
+    arrivals = np.arange(3 * n_in) * 10
+    writes = timing.regroup(arrivals, channels, lanes_in, lanes_out).writes[0]
+    assert len(writes) == 3 * n_out
+    for k, time in enumerate(writes):
+        pixel, beat = divmod(k, n_out)
+        last = min((beat + 1) * lanes_out, channels) - 1
+        assert time > arrivals[pixel * n_in + last // lanes_in]
+
+
+@pytest.fixture(scope="module")
+def design(tmp_path_factory: pytest.TempPathFactory) -> Design:
+    graph = compiler.load_graph(micro_network(tmp_path_factory.mktemp("schedule") / "m.onnx"))
+    return lower(graph, choose(graph))
+
+
+def test_every_beat_is_read_after_it_came(design: Design) -> None:
+    arrivals, reads = simulate(design)
+    assert len(arrivals) == len(reads) == len(design.links)
+    for link, a, r in zip(design.links, arrivals, reads, strict=True):
+        assert len(a) == len(r) and (r >= a).all() and (np.diff(a) >= 0).all(), link.name
+
+
+def test_branches_that_wait_for_each_other_get_room(design: Design) -> None:
+    depths = {k.name: k.depth for k in size_fifos(design)}
+    # The kept half of a shuffle block waits for two pointwise layers and a line buffer.
+    assert depths["fifo_joined_node_i0"] > depths["fifo_pw1_conv_node_i"]
+    # A deformable layer's offsets are ready rows before the features that they reach for.
+    assert depths["fifo_dec1_deform_node_offset_i"] > 0
+    assert sum(k.depth * k.source.lanes.width for k in size_fifos(design)) < 40_000  # bits
+
+
+@pytest.mark.rtl
+def test_without_that_room_the_network_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(design: Design) -> list[object]:
+        return [replace(k, depth=1 if "joined" in k.target.unit else k.depth) for k in size_fifos(design)]
+
+    monkeypatch.setattr(compiler, "size_fifos", starved)
+    compiler.compile(nano_network(tmp_path / "m.onnx"), tmp_path / "compiled")
+    accelerator = VerilatorAccelerator(tmp_path / "compiled", watchdog=3000)
+    with pytest.raises(DeviceError, match=r"(?s)no beat moved.*waits for its reader"):
+        accelerator.run(np.zeros((1, 16, 16, 3), np.int64))
