@@ -18,7 +18,7 @@ from models.frozen import FrozenNetwork, freeze
 from models.losses import WH_WEIGHT, detection_loss
 from models.qat import calibrate, pack, prepare, settle_heads, unpack
 from models.score import score, torch_network
-from models.train import Batch, Batches, Views, cosine_lr, evaluate_float, progress_bar, write_json
+from models.train import Batch, Batches, Views, cosine_lr, evaluate_float, run_epochs, write_json
 from sw.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -156,28 +156,13 @@ def quantize(
     key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
     views.fill()
-    _epochs(trainer, batches, epochs, run / "quantize.ckpt", key, progress)
+    run_epochs(trainer, batches, epochs, run / "quantize.ckpt", key, "quantize", progress)
     write_products(run, model)
     result: dict[str, Any] = {"settings": settings, "history": trainer.history}
     if evaluate_split is not None:
         result["evaluation"] = evaluate_quantized(model, teacher, data, evaluate_split)
     write_json(run / "quantize.json", result)
     return result
-
-
-def _epochs(trainer: QuantTrainer, batches: Batches, epochs: int, path: Path, key: str, progress: bool) -> None:
-    """Run the epochs that are left; the trainer notes the mean losses of each."""
-    with progress_bar(progress) as bar:
-        task = bar.add_task("quantize", total=epochs * len(batches), completed=trainer.step, note="")
-        for epoch in range(trainer.epochs_done, epochs):
-            losses = []
-            for each in batches.epoch(epoch):
-                losses.append(trainer.train_on(each))
-                bar.update(task, advance=1, note=f"loss {losses[-1]['loss']:.3f}")
-            trainer.epochs_done = epoch + 1
-            trainer.history.append({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
-            logger.info("epoch %d: %s", epoch + 1, trainer.history[-1])
-            trainer.save(path, key)
 
 
 def evaluate_quantized(model: Codenet, teacher: Codenet, data: Path, split: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -258,6 +258,35 @@ class Trainer:
         return True
 
 
+class Resumable(Protocol):
+    """What an epoch loop needs of a trainer."""
+
+    step: int
+    epochs_done: int
+    history: list[dict[str, float]]
+
+    def train_on(self, batch: Batch) -> dict[str, float]:
+        """One step; its losses."""
+
+    def save(self, path: Path, key: str) -> None:
+        """Write all that ``resume`` needs."""
+
+
+def run_epochs(trainer: Resumable, batches: Batches, epochs: int, path: Path, key: str, title: str, progress: bool) -> None:
+    """Run the epochs that are left, saving to ``path`` after each; the trainer notes the mean losses."""
+    with progress_bar(progress) as bar:
+        task = bar.add_task(title, total=epochs * len(batches), completed=trainer.step, note="")
+        for epoch in range(trainer.epochs_done, epochs):
+            losses = []
+            for each in batches.epoch(epoch):
+                losses.append(trainer.train_on(each))
+                bar.update(task, advance=1, note=f"loss {losses[-1]['loss']:.3f}")
+            trainer.epochs_done = epoch + 1
+            trainer.history.append({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
+            logger.info("epoch %d: %s", epoch + 1, trainer.history[-1])
+            trainer.save(path, key)
+
+
 def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
     """AP of a float network in eval mode on a split of ``data``."""
     folder = VocFolder(data, find_split(data, split), model.config.classes)
@@ -310,17 +339,7 @@ def train(
     trainer.resume(run / "train.ckpt", key)
     write_json(run / "config.json", {"model": json.loads(config.to_json()), "train": settings})
     views.fill()
-    with progress_bar(progress) as bar:
-        task = bar.add_task("train", total=trainer.steps, completed=trainer.step, note="")
-        for epoch in range(trainer.epochs_done, epochs):
-            losses = []
-            for each in batches.epoch(epoch):
-                losses.append(trainer.train_on(each))
-                bar.update(task, advance=1, note=f"loss {losses[-1]['loss']:.3f}")
-            trainer.epochs_done = epoch + 1
-            trainer.history.append({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
-            logger.info("epoch %d: %s", epoch + 1, trainer.history[-1])
-            trainer.save(run / "train.ckpt", key)
+    run_epochs(trainer, batches, epochs, run / "train.ckpt", key, "train", progress)
     model.load_state_dict(trainer.average.state)
     model.eval()
     result: dict[str, Any] = {"settings": settings, "history": trainer.history}
