@@ -241,6 +241,7 @@ class Trainer:
 
     def save(self, path: Path, key: str) -> None:
         content = {"key": key, "model": self.model.state_dict(), "average": self.average.state, "optimizer": self.optimizer.state_dict()}
+        content["deep"] = self.deep.state_dict() if self.deep is not None else {}
         checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done, "history": json.dumps(self.history)})
 
     def resume(self, path: Path, key: str) -> bool:
@@ -252,6 +253,8 @@ class Trainer:
             logger.warning("%s is of a run with other settings: training starts anew", path)
             return False
         self.model.load_state_dict(content["model"])
+        if self.deep is not None:
+            self.deep.load_state_dict(content["deep"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.average.state, self.average.steps = content["average"], content["step"]
         self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
