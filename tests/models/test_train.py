@@ -94,7 +94,7 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(data: Path, tmp_pat
 def test_training_starts_from_a_checkpoint(run: Path, data: Path, tmp_path: Path) -> None:
     result = train(tmp_path, data=data, epochs=1, lr=1e-5, init=run / "float.pt", evaluate_split=None, **SETTINGS)
     first = json.loads((run / "train.json").read_text())["history"][0]["hm"]
-    assert result["history"][0]["hm"] < 0.9 * first
+    assert result["history"][0]["hm"] < 0.98 * first  # untrained, at this learning rate, it would be no lower
     with pytest.raises(ValueError, match="must hold a network like this one"):
         train(tmp_path, data=data, init=run / "float.pt", preset="b", **SETTINGS)
 
