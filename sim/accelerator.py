@@ -1,6 +1,7 @@
 """The Verilated accelerator behind the runtime's interface."""
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -63,17 +64,27 @@ class VerilatorAccelerator(Accelerator):
 
     def run(self, images: Array, keep: Collection[str] = (), progress: Progress | None = None) -> Result:
         images = check_images(self.graph, images)
-        beats = pack(images, self.image.lanes)
         work = Path(tempfile.mkdtemp(prefix="warploom-sim."))
         try:
-            (work / "image.bin").write_bytes(beats.tobytes())
-            self._simulate(work, len(images), bool(keep), progress)
+            self._simulate(work, images, bool(keep), progress)
             return self._read(work, images, keep)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    def _simulate(self, work: Path, frames: int, record: bool, progress: Progress | None) -> None:
-        s = self.stalls
+    def record(self, images: Array, folder: Path, progress: Progress | None = None) -> Result:
+        """Like ``run``, and keep every stream of the run in ``folder`` (empty before) for :class:`Recording`."""
+        images = check_images(self.graph, images)
+        self._simulate(folder, images, True, progress)
+        (folder / "verilog.sha256").write_text(self.fingerprint())
+        return self._read(folder, images, ())
+
+    def fingerprint(self) -> str:
+        """Hash of the Verilog that is simulated: a recording of any other text is worth nothing."""
+        return hashlib.sha256((self.folder / "accelerator_sim.v").read_bytes()).hexdigest()
+
+    def _simulate(self, work: Path, images: Array, record: bool, progress: Progress | None) -> None:
+        (work / "image.bin").write_bytes(pack(images, self.image.lanes).tobytes())
+        frames, s = len(images), self.stalls
         command = [self.program, work / "image.bin", work, frames, s.seed, s.p_valid, s.p_ready, self.watchdog, int(record)]
         with subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
@@ -120,6 +131,26 @@ class VerilatorAccelerator(Accelerator):
         for k, entry in enumerate(self.design["outputs"]):
             outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", self.outputs[k].lanes, tuple(entry["shape"]), frames)
         return Result(outputs={t: outputs[t] for t in self.graph.outputs}, tensors=tensors, cycles=_cycles(work, frames))
+
+
+class Recording(VerilatorAccelerator):
+    """What a simulation recorded, for exactly the images that it ran: nothing is simulated again."""
+
+    def __init__(self, folder: Path, recorded: Path) -> None:
+        super().__init__(folder)
+        self.recorded = recorded
+
+    def holds(self, images: Array) -> bool:
+        """Whether the recording is of this Verilog and of these images."""
+        verilog, image = self.recorded / "verilog.sha256", self.recorded / "image.bin"
+        if not verilog.is_file() or not image.is_file() or verilog.read_text() != self.fingerprint():
+            return False
+        return image.read_bytes() == pack(check_images(self.graph, images), self.image.lanes).tobytes()
+
+    def run(self, images: Array, keep: Collection[str] = (), progress: Progress | None = None) -> Result:
+        if not self.holds(images):
+            raise DeviceError(f"{self.recorded}: recorded from other Verilog or other images; run `warploom simulate` again")
+        return self._read(self.recorded, images, keep)
 
 
 def _lanes(entry: dict[str, Any]) -> Lanes:

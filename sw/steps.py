@@ -40,6 +40,7 @@ UPWARD = {
     "exercise": "models.exercise:exercise_offsets",
     "export": "models.export:export_qonnx",
     "verilator": "sim.accelerator:VerilatorAccelerator",
+    "recording": "sim.accelerator:Recording",
     "stalls": "sim.accelerator:Stalls",
 }
 BACKENDS = ("torch-float", "torch-quantized", "golden", "rtl")
@@ -152,7 +153,10 @@ def simulate(
     seed: int = 1,
     bars: Bars = no_bars,
 ) -> dict[str, Any]:
-    """Run the first images of a split through the Verilog, back to back; ``stall``: chance per cycle that an edge waits."""
+    """Run the first images of a split through the Verilog, back to back; ``stall``: chance per cycle that an edge waits.
+
+    Every stream between units is recorded in run/simulation, from which ``verify`` reads.
+    """
     stalls = upward("stalls")(seed=seed, p_valid=1 - stall, p_ready=1 - stall)
     accelerator = upward("verilator")(run / "compiled", stalls)
     backend = upward("accelerated")("rtl", accelerator)
@@ -162,8 +166,8 @@ def simulate(
         _ = accelerator.program
         built = time.monotonic() - built
     started = time.monotonic()
-    with bars("simulate") as progress:
-        result = accelerator.run(pictures, progress=progress)
+    with bars("simulate") as progress, new_folder(run / "simulation") as folder:
+        result = accelerator.record(pictures, folder, progress=progress)
     seconds = time.monotonic() - started
     design = compiler.load_design(run / "compiled")
     outputs = {f"out{k}": result.outputs[t] for k, t in enumerate(accelerator.graph.outputs)}
@@ -199,11 +203,16 @@ def verify(
     bars: Bars = no_bars,
 ) -> dict[str, Any]:
     """Compare PyTorch, golden and Verilog at every tensor, on ``images`` of a split and, where their offsets prove nothing,
-    on a second set of weights made to reach every offset, on ``exercise`` images (0: leave that out)."""
-    accelerator = upward("verilator")(run / "compiled")
+    on a second set of weights made to reach every offset, on ``exercise`` images (0: leave that out).
+
+    The Verilog's tensors come from what ``simulate`` recorded, if that was of these images and of the Verilog as it is now;
+    otherwise it is simulated here."""
+    accelerator = upward("recording")(run / "compiled", run / "simulation")
     frozen = upward("frozen").load(run / "frozen.pt") if torch else None
     backend = upward("accelerated")("rtl", accelerator)
     _, pictures = upward("first_samples")(data or data_of(run), split, backend.classes, backend.size, max(images, exercise))
+    if not accelerator.holds(pictures[:images]):
+        accelerator = upward("verilator")(run / "compiled")
     record = _compare(accelerator, frozen, pictures[:images], bars) | {"split": split}
     if frozen is not None and exercise and not record["offsets_prove"]:
         step("making weights that reach every offset")

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.accelerator import Stalls, VerilatorAccelerator
+from sim.accelerator import Recording, Stalls, VerilatorAccelerator
 from sim.run import Case, run_cases
 from sw import golden
 from sw.compiler import compile, load_design, load_graph
@@ -78,3 +78,20 @@ def test_the_whole_accelerator_in_cocotb_with_random_stalls(tmp_path: Path) -> N
     design = lower(graph, choose(graph))
     design.links = size_fifos(design)
     run_cases([Case(name="micro", unit=design.accelerator(), op=Whole(graph), inputs=(images(graph, 5),))], tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_recording_answers_for_its_images_and_its_verilog_alone(compiled: Path, tmp_path: Path) -> None:
+    accelerator = VerilatorAccelerator(compiled)
+    pictures = images(accelerator.graph, 2)
+    accelerator.record(pictures, tmp_path)
+    recording = Recording(compiled, tmp_path)
+    assert recording.holds(pictures) and not recording.holds(pictures[:1]) and not recording.holds(255 - pictures)
+    assert verify(accelerator.graph, pictures, None, recording).record()["mismatches"] == 0
+    text = (compiled / "accelerator_sim.v").read_text()
+    (compiled / "accelerator_sim.v").write_text(text + "\n// changed\n")
+    try:
+        assert not recording.holds(pictures)
+        with pytest.raises(DeviceError, match="run `warploom simulate` again"):
+            recording.run(pictures)
+    finally:
+        (compiled / "accelerator_sim.v").write_text(text)
