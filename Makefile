@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN ?= runs/demo
 DATA ?=
+RUN ?= runs/$(if $(DATA),$(notdir $(patsubst %/,%,$(DATA))),demo)
 # The trunk that lies beside the data sets, if it is there.
 TRUNK ?= $(wildcard $(DATA)/../weights/shufflenetv2_x0.5_imagenet_trunk.pth)
 

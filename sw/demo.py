@@ -33,7 +33,7 @@ def plan(data: Path | None, trunk: Path | None, size: tuple[int, int] | None) ->
         quantize = {"epochs": 3, "lr": 5e-4, "flip": False, "augmentation": 0.3}
         return Plan(data=Path("data/digits"), least_ap50=0.70, most_loss=0.02, train=train, quantize=quantize)
     size = size or steps.upward("fitting_size")(data)
-    train = {"preset": "small", "width": 0.5, "size": size, "trunk": trunk, "epochs": 50, "batch": 8, "lr": 2e-3, "augmentation": 0.6}
+    train = {"preset": "small", "width": 0.5, "size": size, "trunk": trunk, "epochs": 40, "batch": 8, "lr": 2e-3, "augmentation": 0.6}
     train["split"] = steps.upward("find_split")(data, "trainval")
     quantize = {"epochs": 8, "batch": 8, "lr": 5e-4, "augmentation": 0.6, "split": train["split"]}
     return Plan(data=data, least_ap50=0.60, most_loss=0.05, train=train, quantize=quantize)

@@ -143,7 +143,10 @@ def _area(record: dict[str, Any], run: Path) -> Section:
     for device in DEVICES.values():
         for key, have in (("lut", device.luts), ("ff", device.flip_flops), ("dsp", device.multipliers), ("bram36", device.bram36)):
             rows.append((device.name, key, f"{area[key]:,.0f}", f"{have:,.0f}", f"{100 * area[key] / have:.0f} %"))
-    text = f"First-order estimate from sizes alone (sw/estimate.py), not synthesis; printed by `warploom compile --run {run} --json`."
+    text = (
+        "First-order estimate from sizes alone (sw/estimate.py), not synthesis, in LUTs of six inputs (a device of four needs more); "
+        f"printed by `warploom compile --run {run} --json`."
+    )
     return Section(title="Area estimate", header=("device", "resource", "estimate", "device has", "share"), rows=tuple(rows), text=text)
 
 
