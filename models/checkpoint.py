@@ -25,7 +25,9 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} must be a checkpoint of this project: {error}") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        message = f"{path} must be a checkpoint of this project, tensors and plain values only ({reason}); nothing in it was run"
+        raise ValueError(message) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a checkpoint of this project, not a {type(content).__name__}")
     return content

@@ -5,7 +5,9 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+stopped = threading.Event()
 errors = Console(stderr=True)
 screen = Console()
 
@@ -78,8 +81,16 @@ def bars(title: str) -> Iterator[Any]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def interrupt(number: int, frame: object) -> None:
+    """Ctrl-C: Python may swallow the exception inside a destructor, so it is remembered and raised at the next step too."""
+    stopped.set()
+    raise KeyboardInterrupt
+
+
 def say(text: str) -> None:
     """A line of progress."""
+    if stopped.is_set():
+        raise KeyboardInterrupt
     errors.print(f"[dim]· {text}[/dim]")
 
 
@@ -311,6 +322,7 @@ def demo(
 
 def main() -> None:
     """Entry point: messages instead of tracebacks (WARPLOOM_DEBUG=1 shows them)."""
+    signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except Interrupted:

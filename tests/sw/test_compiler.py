@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +125,14 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on(compiled: Path) -> None:
     before = contents(compiled / "compiled")
     root = Path(sw.compiler.__file__).parents[1]
     command = [sys.executable, "-m", "sw.cli", "compile", str(compiled / "nano.onnx"), "--run", str(compiled), "--cycles", "5000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
-    assert process.stderr is not None
-    for line in process.stderr:  # it has begun to write
-        if "writing Verilog" in line:
-            break
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(30) == 130 and "interrupted" in rest and "Traceback" not in rest
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "building units" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(30) == 130 and "interrupted" in rest and "Traceback" not in rest
     assert contents(compiled / "compiled") == before
 
 
