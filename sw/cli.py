@@ -128,6 +128,28 @@ def data(
 
 
 @verb()
+def models(
+    layers: Annotated[str | None, typer.Option(help="Show the layers of this preset.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the networks: parameters, multiply-accumulates, sizes."""
+    rows = steps.models()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    if layers is not None and layers not in [row["name"] for row in rows]:
+        raise WarploomError(f"--layers must be one of {', '.join(row['name'] for row in rows)}, not {layers!r}")
+    table = Table("preset", "input", "width", "stem", "params", "MACs", "thop MACs", "W4 bytes")
+    for row in rows:
+        size = "x".join(map(str, row["input"]))
+        counts = (f"{row[key]:,}" for key in ("params", "macs", "thop_macs", "w4_bytes"))
+        table.add_row(row["name"], size, str(row["width"]), row["stem"], *counts)
+    screen.print(table)
+    for layer in next((row["layers"] for row in rows if row["name"] == layers), []):
+        screen.print(f"{layer['name']:24} {layer['op']:12} {layer['output']!s:18} {layer['params']:>10,} {layer['macs']:>14,}", markup=False)
+
+
+@verb()
 def train(
     data: Annotated[Path, typer.Option("--data", help="A data set in Pascal VOC layout.")],
     run: Run = Path("runs/default"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,11 @@ def markdown(sections: list[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _inline(text: str) -> str:
+    """Text as HTML, with Markdown's `code`."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+
+
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#1d2430}
 h1{font-size:1.6em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d5dae2}
 table{border-collapse:collapse;width:100%;font-size:13px}
@@ -219,7 +225,7 @@ def page(sections: list[Section]) -> str:
     for k, s in enumerate(sections):
         parts.append(f"<h{min(k + 1, 2)}>{html.escape(s.title)}</h{min(k + 1, 2)}>")
         if s.text:
-            parts.append(f"<p>{html.escape(s.text)}</p>")
+            parts.append(f"<p>{_inline(s.text)}</p>")
         if s.rows:
             head = "".join(f"<th>{html.escape(c)}</th>" for c in s.header)
             body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in s.rows)

@@ -36,6 +36,8 @@ UPWARD = {
     "first_samples": "models.backends:first_samples",
     "evaluate": "models.evaluate:evaluate",
     "draw": "models.evaluate:draw_detections",
+    "presets": "models.detectors.codenet:PRESETS",
+    "describe": "models.counting:describe",
     "frozen": "models.frozen:FrozenNetwork",
     "exercise": "models.exercise:exercise_offsets",
     "export": "models.export:export_qonnx",
@@ -65,6 +67,11 @@ def data(out: Path, *, hard: bool = False, seed: int = 0, progress: Progress | N
     upward("write_digits")(out, hard=hard, seed=seed, progress=progress)
     splits = {p.stem: len(p.read_text().split()) for p in sorted((out / "ImageSets" / "Main").glob("*.txt"))}
     return {"data": str(out), "hard": hard, "seed": seed, "images": splits}
+
+
+def models() -> list[dict[str, Any]]:
+    """Every preset with its parameters, multiply-accumulates (true, and as the authors' counter has them) and layers."""
+    return [upward("describe")(name, config) for name, config in upward("presets").items()]
 
 
 def train(run: Path, **options: Any) -> dict[str, Any]:

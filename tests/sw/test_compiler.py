@@ -137,6 +137,6 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on(compiled: Path) -> None:
 
 
 def test_help_of_every_verb(tmp_path: Path) -> None:
-    for verb in ("data", "train", "quantize", "evaluate", "compile", "simulate", "verify", "detect", "report", "demo"):
+    for verb in ("data", "models", "train", "quantize", "evaluate", "compile", "simulate", "verify", "detect", "report", "demo"):
         done = warploom(verb, "--help", cwd=tmp_path)
         assert done.returncode == 0 and "--json" in done.stdout, verb
