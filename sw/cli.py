@@ -35,7 +35,8 @@ app = typer.Typer(
 )
 stopped = threading.Event()
 errors = Console(stderr=True)
-screen = Console()
+#: Files and pipes have no width: tables are then as wide as they must be.
+screen = Console(width=None if sys.stdout.isatty() else 200)
 
 Run = Annotated[Path, typer.Option("--run", help="The run folder: every step reads from it and writes to it.")]
 Data = Annotated[Path | None, typer.Option("--data", help="A data set in Pascal VOC layout (default: the one the run was trained on).")]
@@ -146,7 +147,8 @@ def models(
         table.add_row(row["name"], size, str(row["width"]), row["stem"], *counts)
     screen.print(table)
     for layer in next((row["layers"] for row in rows if row["name"] == layers), []):
-        screen.print(f"{layer['name']:24} {layer['op']:12} {layer['output']!s:18} {layer['params']:>10,} {layer['macs']:>14,}", markup=False)
+        counts = (f"{layer['params']:>10,} {layer['macs']:>14,}",)
+        screen.print(f"{layer['name']:24} {layer['op']:12} {layer['output']!s:18}", *counts, markup=False)
 
 
 @verb()
