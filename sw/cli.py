@@ -147,8 +147,8 @@ def models(
         table.add_row(row["name"], size, str(row["width"]), row["stem"], *counts)
     screen.print(table)
     for layer in next((row["layers"] for row in rows if row["name"] == layers), []):
-        counts = (f"{layer['params']:>10,} {layer['macs']:>14,}",)
-        screen.print(f"{layer['name']:24} {layer['op']:12} {layer['output']!s:18}", *counts, markup=False)
+        weights = f"{layer['params']:>10,} {layer['macs']:>14,}"
+        screen.print(f"{layer['name']:24} {layer['op']:12} {layer['output']!s:18} {weights}", markup=False)
 
 
 @verb()
