@@ -45,6 +45,8 @@ UPWARD = {
     "recording": "sim.accelerator:Recording",
     "stalls": "sim.accelerator:Stalls",
 }
+#: Images that are simulated unless told otherwise.
+SIMULATED = 10
 BACKENDS = ("torch-float", "torch-quantized", "golden", "rtl")
 Quiet = contextlib.nullcontext(None)
 #: Opens a progress bar: bars(title) is a context that gives a Progress or None.
@@ -115,12 +117,12 @@ def evaluate(
     images: int | None = None,
     bars: Bars = no_bars,
 ) -> dict[str, Any]:
-    """AP50 of one backend; ``rtl`` uses the head maps that ``simulate`` wrote."""
+    """AP50 of one backend on the first ``images`` of a split (None: all; for ``rtl`` those that were simulated, or ten).
+
+    ``rtl`` uses the head maps that ``simulate`` wrote where they are of these images, and simulates otherwise.
+    """
     data = data or data_of(run)
-    made = _backend(run, backend)
-    if backend == "rtl":
-        ready = _simulation(run)
-        images = min(images or len(ready["ids"]), len(ready["ids"]))
+    made, images = _rtl(run, data, split, images) if backend == "rtl" else (_backend(run, backend), images)
     with bars(f"evaluate {backend}") as progress:
         record = upward("evaluate")(made, data, split, images, progress=progress)
     return save(run, f"evaluate-{backend}", record)
@@ -131,23 +133,31 @@ def _backend(run: Path, name: str) -> Any:
         return upward(name)(run)
     if name == "golden":
         return upward("accelerated")("golden", GoldenAccelerator(compiler.load_model(run / "compiled")))
-    if name == "rtl":
-        ready = _simulation(run)
-        graph = compiler.load_model(run / "compiled")
-        return upward("stored")("rtl", graph, ready["images"], {t: ready[f"out{k}"] for k, t in enumerate(graph.outputs)})
     raise WarploomError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
 
 
-def _simulation(run: Path) -> dict[str, Any]:
+def _rtl(run: Path, data: Path, split: str, images: int | None) -> tuple[Any, int]:
+    """The Verilog as a backend, and how many images: what was simulated if it covers them, else the simulator itself."""
+    live = upward("accelerated")("rtl", upward("verilator")(run / "compiled"))
+    ready = _simulation(run)
+    count = images or (len(ready["ids"]) if ready else SIMULATED)
+    _, pictures = upward("first_samples")(data, split, live.classes, live.size, count)
+    if ready is None or not {p.tobytes() for p in pictures} <= {p.tobytes() for p in ready["images"]}:
+        return live, len(pictures)
+    graph = compiler.load_model(run / "compiled")
+    outputs = {t: ready[f"out{k}"] for k, t in enumerate(graph.outputs)}
+    return upward("stored")("rtl", graph, ready["images"], outputs), len(pictures)
+
+
+def _simulation(run: Path) -> dict[str, Any] | None:
+    """What ``simulate`` left, if it is of the design as it is now."""
     design = compiler.load_design(run / "compiled")
     try:
         with np.load(run / "simulation.npz", allow_pickle=False) as file:
             found = dict(file)
     except (OSError, ValueError):
-        raise WarploomError(f"{run}: nothing was simulated yet; run `warploom simulate` first") from None
-    if str(found["key"]) != design["key"]:
-        raise WarploomError(f"{run}: the simulation is of another design than run/compiled; run `warploom simulate` again")
-    return found
+        return None
+    return found if str(found["key"]) == design["key"] else None
 
 
 def simulate(
@@ -155,7 +165,7 @@ def simulate(
     *,
     data: Path | None = None,
     split: str = "test",
-    images: int = 10,
+    images: int = SIMULATED,
     stall: float = 0.0,
     seed: int = 1,
     bars: Bars = no_bars,
@@ -247,10 +257,10 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def detect(run: Path, *, data: Path | None = None, split: str = "test", images: int | None = None) -> dict[str, Any]:
     """Draw the boxes decoded from the Verilog's own head maps beside ground truth, as PNG files in run/detect."""
-    backend = _backend(run, "rtl")
-    count = len(_simulation(run)["ids"]) if images is None else images
+    data = data or data_of(run)
+    backend, count = _rtl(run, data, split, images)
     with new_folder(run / "detect") as folder:
-        drawn = upward("draw")(backend, data or data_of(run), split, count, folder)
+        drawn = upward("draw")(backend, data, split, count, folder)
         for record in drawn:
             record["picture"] = str(run / "detect" / Path(record["picture"]).name)
     return save(run, "detect", {"backend": "rtl", "split": split, "images": len(drawn), "pictures": drawn})
