@@ -11,6 +11,7 @@ from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.params import Lanes
 from hw.top import Accelerator, Link, Port
+from hw.units.add import AddUnit
 from hw.units.base import Unit
 from hw.units.concat import ConcatUnit
 from hw.units.conv import ConvUnit
@@ -24,7 +25,7 @@ from hw.units.upsample import UpsampleUnit
 from sw.errors import CompileError
 from sw.folding.fold import Fold
 from sw.graph import Graph, Node
-from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
+from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
 
 
 def identifier(name: str) -> str:
@@ -109,6 +110,7 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes], Uni
     Concat: lambda op, t, i, o: ConcatUnit(
         height=t[0].height, width=t[0].width, sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i
     ),
+    Add: lambda op, t, i, o: AddUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i),
     Shuffle: lambda op, t, i, o: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
 }
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
-
 from hw.top import Link
 from sw.graph import Node
 from sw.lower import Design
-from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Requant, Shuffle, Split, Upsample
+from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Requant, Shuffle, Split, Upsample
 
 from . import timing
 from .fold import beats
@@ -102,6 +102,8 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
     x, out = types[0], design.graph.tensors[node.outputs[0]].type
     if isinstance(op, Requant | Shuffle):
         return timing.elementwise(arrivals[0])
+    if isinstance(op, Add):
+        return timing.join(tuple(arrivals))
     if isinstance(op, Split):
         return timing.split(arrivals[0], op.sizes, fold.lanes_in)
     if isinstance(op, Concat):

@@ -43,6 +43,12 @@ def elementwise(arrivals: Times) -> Timing:
     return Timing(reads=(done,), writes=(done + LATENCY,))
 
 
+def join(arrivals: tuple[Times, ...]) -> Timing:
+    """One beat of every input at once, one beat out."""
+    done = serve(np.maximum.reduce(arrivals), 1)
+    return Timing(reads=(done,) * len(arrivals), writes=(done + LATENCY,))
+
+
 def regroup(arrivals: Times, channels: int, lanes_in: int, lanes_out: int) -> Timing:
     """Beats of another width: an output beat follows the input beat that holds its last channel."""
     n_in, n_out = beats(channels, lanes_in), beats(channels, lanes_out)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hw.params import Window
-from sw.ops import Array, Conv, Deform, Depthwise, Op, Requant
+from sw.ops import Add, Array, Conv, Deform, Depthwise, Op, Requant
 
 from .onnx_file import FileNode
+from .quant import align
 from .scales import exact
 from .values import Act, Integers, Taps
 
@@ -205,9 +206,12 @@ def subtract(imp: Importer, node: FileNode) -> None:
 
 
 def add(imp: Importer, node: FileNode) -> None:
-    """Add of a constant right after a layer: into its bias."""
+    """Add of a constant right after a layer: into its bias. Of two activations: a unit, with a Quant after it."""
     index = 0 if not isinstance(imp.value(node, 0), np.ndarray) else 1
     if not isinstance(imp.value(node, 1 - index), np.ndarray):
-        raise node.refuse("adds two activations", "Add of a constant right after a convolution")
+        acts, scale = align(imp, node)
+        imp.emit(node, Add(), tuple(a.tensor for a in acts), ((scale,),))
+        imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=(scale,), quantized=False))
+        return
     act = imp.act(node, index, quantized=False)
     _affine(imp, node, act, np.ones(1), imp.constant(node, 1 - index, "addend").astype(np.float64))

@@ -8,7 +8,7 @@ from sw.ops import Concat, MaxPool, Shuffle, Split, Upsample
 
 from .layers import window
 from .onnx_file import FileNode
-from .quant import emit_requant
+from .quant import align
 from .values import Act, Grouped
 
 if TYPE_CHECKING:
@@ -95,21 +95,9 @@ def concat(imp: Importer, node: FileNode) -> None:
     """Concat along the channels; unequal scales get an explicit requantization to the coarsest, which is listed."""
     if node.attributes.get("axis", 1) not in (1, -3):
         raise node.refuse(f"axis {node.attributes.get('axis')}", "axis 1 (channels)")
-    acts = [imp.act(node, k) for k in range(len(node.inputs))]
-    coarsest = max(a.scale[0] for a in acts)
-    signed = any(imp.type(a).signed for a in acts)
-    bits = max(imp.type(a).bits for a in acts)
-    for k, act in enumerate(acts):
-        kind = imp.type(act)
-        if act.scale[0] == coarsest and (kind.signed, kind.bits) == (signed, bits):
-            continue
-        name = f"{node.name}.requant{k}"
-        imp.notes.append(f"{node.name}: input {node.inputs[k]!r} is requantized to the scale and type of the concat")
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-        emit_requant(imp, node, act, coarsest, bits=bits, signed=signed, low=low, high=high, name=name)
-        acts[k] = Act(tensor=name, scale=(coarsest,), quantized=True)
-    imp.emit(node, Concat(), tuple(a.tensor for a in acts), ((coarsest,),))
-    imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=(coarsest,), quantized=True))
+    acts, scale = align(imp, node)
+    imp.emit(node, Concat(), tuple(a.tensor for a in acts), ((scale,),))
+    imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=(scale,), quantized=True))
 
 
 _SHUFFLE = "Reshape to (1, g, C/g, H, W), Transpose (0, 2, 1, 3, 4), Reshape back: a channel shuffle"

@@ -153,6 +153,24 @@ def emit_requant(
     imp.emit(node, op, (act.tensor,), ((out,),), name=name)
 
 
+def align(imp: Importer, node: FileNode) -> tuple[list[Act], Fraction]:
+    """The node's inputs at one scale and type; those that differ are requantized to the coarsest scale, and listed."""
+    acts = [imp.act(node, k) for k in range(len(node.inputs))]
+    coarsest = max(a.scale[0] for a in acts)
+    signed = any(imp.type(a).signed for a in acts)
+    bits = max(imp.type(a).bits for a in acts)
+    for k, act in enumerate(acts):
+        kind = imp.type(act)
+        if act.scale[0] == coarsest and (kind.signed, kind.bits) == (signed, bits):
+            continue
+        name = f"{node.name}.requant{k}"
+        imp.notes.append(f"{node.name}: input {node.inputs[k]!r} is requantized to the coarsest scale")
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+        emit_requant(imp, node, act, coarsest, bits=bits, signed=signed, low=low, high=high, name=name)
+        acts[k] = Act(tensor=name, scale=(coarsest,), quantized=True)
+    return acts, coarsest
+
+
 def _rounding(node: FileNode, mode: str, signed: bool, ties: bool) -> Rounding:
     if mode.upper() == "FLOOR":
         return "floor"

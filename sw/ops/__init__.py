@@ -1,4 +1,5 @@
 """The operators of the integer graph, one module each. A new operator adds its line here."""
+from .add import Add
 from .base import Array, Op, TensorType
 from .concat import Concat
 from .conv import Conv
@@ -10,10 +11,11 @@ from .shuffle import Shuffle
 from .split import Split
 from .upsample import Upsample
 
-OPS: dict[str, type[Op]] = {op.name: op for op in (Conv, Depthwise, Deform, Requant, MaxPool, Upsample, Split, Concat, Shuffle)}
+OPS: dict[str, type[Op]] = {op.name: op for op in (Conv, Depthwise, Deform, Requant, MaxPool, Upsample, Split, Concat, Shuffle, Add)}
 
 __all__ = [
     "OPS",
+    "Add",
     "Array",
     "Concat",
     "Conv",

@@ -57,7 +57,7 @@ def test_every_tensor_equals_an_independent_evaluation(tmp_path: Path, frac_bits
     for name in names:
         tensor = graph.tensors[graph.origins[name].tensor]
         np.testing.assert_array_equal(values[tensor.name] * tensor.scale_array(), want[name], err_msg=name)
-    assert {n.op.name for n in graph.nodes} == set(OPS)
+    assert {n.op.name for n in graph.nodes} == set(OPS) - {"add"}
     assert all(len(np.unique(values[o])) >= 4 for o in ("offset1", "offset2"))  # else the deformable layers prove nothing
 
 
