@@ -158,8 +158,8 @@ def train(
     preset: Annotated[str, typer.Option(help="Network: tiny, small, a, b, c, d, e.")] = "tiny",
     width: Annotated[float | None, typer.Option(help="Channel width: 0.25, 0.5, 1 or 2 (default: the preset's).")] = None,
     size: Annotated[str | None, typer.Option(help="Input HEIGHTxWIDTH, multiples of 32 (default: the preset's).")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 40,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 40,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     init: Annotated[Path | None, typer.Option(help="A float checkpoint to start from.")] = None,
     trunk: Annotated[Path | None, typer.Option(help="A ShuffleNetV2 state dict (torchvision's names) to start from.")] = None,
@@ -188,8 +188,8 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def quantize(
     run: Run = Path("runs/default"),
     data: Data = None,
-    epochs: Annotated[int, typer.Option(help="Passes of quantization-aware training (0: calibrate only).")] = 3,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes of quantization-aware training (0: calibrate only).")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images (not for digits).")] = True,
     seed: Annotated[int, typer.Option(help="Seed of order and augmentation.")] = 0,
@@ -206,7 +206,7 @@ def evaluate(
     backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = BackendName.torch_quantized,
     data: Data = None,
     split: Split = "test",
-    images: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     as_json: Json = False,
 ) -> None:
     """AP50 of one backend on a data set (area metric, single pass; the 11-point figure beside it)."""
@@ -218,7 +218,7 @@ def evaluate(
 def compile_(
     model: Annotated[Path | None, typer.Argument(help="A QONNX file (default: the run's model.onnx).")] = None,
     run: Run = Path("runs/default"),
-    cycles: Annotated[int | None, typer.Option(help="Cycles a frame that no unit may exceed (default: as fast as folding can be).")] = None,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Cycles a frame that no unit may exceed (default: as fast as folding can be).")] = None,
     folding: Annotated[Path | None, typer.Option(help="JSON file that pins nodes to lanes.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -235,8 +235,8 @@ def simulate(
     run: Run = Path("runs/default"),
     data: Data = None,
     split: Split = "test",
-    images: Annotated[int, typer.Option(help="How many images, back to back.")] = 10,
-    stall: Annotated[float, typer.Option(help="Chance per cycle that source and sinks wait.")] = 0.0,
+    images: Annotated[int, typer.Option(min=1, help="How many images, back to back.")] = 10,
+    stall: Annotated[float, typer.Option(min=0.0, max=0.99, help="Chance per cycle that source and sinks wait.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the stalls.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -250,8 +250,8 @@ def verify(
     run: Run = Path("runs/default"),
     data: Data = None,
     split: Split = "test",
-    images: Annotated[int, typer.Option(help="How many images to compare.")] = 10,
-    exercise: Annotated[int, typer.Option(help="Images for the second set of weights, which reaches every offset (0: none).")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 10,
+    exercise: Annotated[int, typer.Option(min=0, help="Images for the second set of weights, which reaches every offset (0: none).")] = 4,
     torch: Annotated[bool, typer.Option(help="Compare with frozen PyTorch too (off for a foreign model).")] = True,
     as_json: Json = False,
 ) -> None:
@@ -291,7 +291,7 @@ def detect(
     run: Run = Path("runs/default"),
     data: Data = None,
     split: Split = "test",
-    images: Annotated[int | None, typer.Option(help="Only the first so many of the simulated images.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the simulated images.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw the boxes decoded from the Verilog's own output beside ground truth: run/detect/*.png."""
@@ -309,7 +309,7 @@ def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
 @verb()
 def bench(
     run: Annotated[Path | None, typer.Option("--run", help="A run with a compiled design (default: a micro network).")] = None,
-    images: Annotated[int, typer.Option(help="Images a round.")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Images a round.")] = 4,
     as_json: Json = False,
 ) -> None:
     """Speed of golden, PyTorch and simulated Verilog in one run, as ratios."""
@@ -330,7 +330,7 @@ def demo(
     data: Annotated[Path | None, typer.Option("--data", help="A VOC folder instead of the embedded digits.")] = None,
     trunk: Annotated[Path | None, typer.Option(help="ShuffleNetV2 x0.5 state dict to start from, with --data.")] = None,
     size: Annotated[str | None, typer.Option(help="Input HEIGHTxWIDTH, with --data (default: fits the images).")] = None,
-    images: Annotated[int, typer.Option(help="Test images to simulate and verify.")] = 10,
+    images: Annotated[int, typer.Option(min=1, help="Test images to simulate and verify.")] = 10,
     as_json: Json = False,
 ) -> None:
     """The whole chain in one go; repeat the command to continue after an interruption."""
