@@ -218,7 +218,7 @@ def evaluate(
 def compile_(
     model: Annotated[Path | None, typer.Argument(help="A QONNX file (default: the run's model.onnx).")] = None,
     run: Run = Path("runs/default"),
-    cycles: Annotated[int | None, typer.Option(min=1, help="Cycles a frame that no unit may exceed (default: as fast as folding can be).")] = None,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Most cycles a frame of any unit (default: as few as folding can do).")] = None,
     folding: Annotated[Path | None, typer.Option(help="JSON file that pins nodes to lanes.")] = None,
     as_json: Json = False,
 ) -> None:
