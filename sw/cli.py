@@ -20,6 +20,7 @@ from rich.table import Table
 
 from sw import steps
 from sw.bench import bench as measure
+from sw.cli_zoo import add_verbs
 from sw.demo import demo as whole_chain
 from sw.errors import WarploomError
 
@@ -342,6 +343,9 @@ def demo(
         errors.print(f"falls short: {failure}", markup=False)
     if record["failed"]:
         raise typer.Exit(1)
+
+
+add_verbs(app, screen, bars)
 
 
 def main() -> None:

@@ -38,6 +38,12 @@ UPWARD = {
     "draw": "models.evaluate:draw_detections",
     "presets": "models.detectors.codenet:PRESETS",
     "describe": "models.counting:describe",
+    "zoo": "models.zoo:systems",
+    "zoo_system": "models.zoo:system",
+    "zoo_claim": "models.zoo.base:ClaimFailed",
+    "zoo_bench": "models.zoo.bench:bench",
+    "zoo_plot": "models.zoo.bench:plot",
+    "zoo_sizes": "models.zoo.counting:variant_sizes",
     "frozen": "models.frozen:FrozenNetwork",
     "exercise": "models.exercise:exercise_offsets",
     "export": "models.export:export_qonnx",
@@ -264,6 +270,31 @@ def detect(run: Path, *, data: Path | None = None, split: str = "test", images: 
         for record in drawn:
             record["picture"] = str(run / "detect" / Path(record["picture"]).name)
     return save(run, "detect", {"backend": "rtl", "split": split, "images": len(drawn), "pictures": drawn})
+
+
+def zoo_show(name: str) -> dict[str, Any]:
+    """One system of the zoo, with the parameters of every variant."""
+    found = upward("zoo_system")(name)
+    return {**found.record(), "parameters": upward("zoo_sizes")(found)}
+
+
+def zoo_demo(name: str, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a system's demonstration and plot it; ``failed`` says which claim does not show, if any."""
+    found = upward("zoo_system")(name)
+    result = found.run_demo(progress)
+    failed = ""
+    try:
+        result.check()
+    except upward("zoo_claim") as error:
+        failed = str(error)
+    rows = [{k: getattr(r, k) for k in ("name", "ours", "baseline", "expected", "margin")} for r in result.rows]
+    return {"name": name, "rows": rows, "failed": failed, "plot": str(upward("zoo_plot")(result, found.title, out / f"{name}.png"))}
+
+
+def zoo_bench(name: str) -> dict[str, Any]:
+    """Time a system's operator beside the plain one that it replaces."""
+    record: dict[str, Any] = upward("zoo_bench")(upward("zoo_system")(name))
+    return record
 
 
 def report(run: Path) -> dict[str, Any]:

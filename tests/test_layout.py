@@ -19,7 +19,7 @@ MAY_USE = {
     "hw": {"amaranth"},
     "sw": {"numpy", "onnx", "google", "typer", "rich"},
     "sim": {"numpy", "cocotb", "cocotb_tools", "amaranth"},
-    "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "rich"},
+    "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "rich", "matplotlib"},
 }
 #: Operators that are trained, and so have a file in models/ops.
 TRAINED = {"deform"}
