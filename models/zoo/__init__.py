@@ -9,7 +9,10 @@ from torch import nn
 from .base import System
 
 #: Modules of the zoo, in the order in which they are listed. Each defines SYSTEM.
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = (
+    "dcls",
+    "sortednet",
+)
 
 
 def systems() -> dict[str, System]:
