@@ -46,7 +46,7 @@ def add_verbs(app: typer.Typer, screen: Console, bars: Callable[[str], Any]) -> 
         screen.print(f"{record['title']} ({record['paper']}, {record['year']})", markup=False)
         table = Table("variant", "parameters")
         for row in record["parameters"]:
-            table.add_row(row["variant"], f"{row['parameters']:,}")
+            table.add_row(row["variant"], "needs " + ", ".join(row["needs"]) if row["needs"] else f"{row['parameters']:,}")
         screen.print(table)
         screen.print("checked: " + "; ".join(record["checked"]), markup=False)
         for part in record["lowering"]:

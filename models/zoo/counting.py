@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates of any module, on the meta device where it is large."""
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,9 +27,13 @@ def macs(model: nn.Module, *inputs: Any) -> int:
 
 
 def variant_sizes(system: System) -> list[dict[str, Any]]:
-    """Parameters of every variant, built on the meta device."""
-    rows = []
+    """Parameters of every variant, built on the meta device; of an operator that needs sizes, the names of its arguments instead."""
+    rows: list[dict[str, Any]] = []
     for name, build in system.variants.items():
+        needed = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if needed:
+            rows.append({"variant": name, "parameters": None, "needs": needed})
+            continue
         with torch.device("meta"):
-            rows.append({"variant": name, "parameters": parameters(build())})
+            rows.append({"variant": name, "parameters": parameters(build()), "needs": []})
     return rows

@@ -3,9 +3,9 @@
 Each seed draws a teacher kernel with one tap in each quadrant and regresses white noise filtered by it. The seeds are the channels of one
 depthwise layer, so all of them train in one run and do not meet. The Gaussians start wide (SIG 2) and learn their widths.
 
-How far this goes: SIG 2 and 1,500 steps were chosen by a scan of twelve settings on these very targets. At the paper's SIG 0.23 the Gaussians
-did no better than the dilated kernel here. So the demonstration shows that wide Gaussians find distant taps, not that the default does, and the
-row against bilinear positions (v1), which have no width to choose, is no like-for-like comparison.
+How far this goes: SIG 2 and 1,500 steps were chosen by a scan of twelve settings on these very targets. At the paper's SIG 0.23 the
+Gaussians did no better than the dilated kernel here. So the demonstration shows that wide Gaussians find distant taps, not that the
+default does, and the row against bilinear positions (v1), which have no width to choose, is no like-for-like comparison.
 """
 
 from __future__ import annotations
