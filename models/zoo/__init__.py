@@ -12,6 +12,7 @@ from .base import System
 NAMES: tuple[str, ...] = (
     "dcls",
     "sortednet",
+    "tvconv",
 )
 
 

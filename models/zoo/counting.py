@@ -30,7 +30,8 @@ def variant_sizes(system: System) -> list[dict[str, Any]]:
     """Parameters of every variant, built on the meta device; of an operator that needs sizes, the names of its arguments instead."""
     rows: list[dict[str, Any]] = []
     for name, build in system.variants.items():
-        needed = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        arguments = inspect.signature(build).parameters.values()
+        needed = [p.name for p in arguments if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if needed:
             rows.append({"variant": name, "parameters": None, "needs": needed})
             continue

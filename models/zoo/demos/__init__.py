@@ -1,0 +1,1 @@
+"""The smallest honest experiment of each system."""
