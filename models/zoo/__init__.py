@@ -11,6 +11,7 @@ from .base import System
 #: Modules of the zoo, in the order in which they are listed. Each defines SYSTEM.
 NAMES: tuple[str, ...] = (
     "lrcn",
+    "lsnet",
     "hornet",
     "dcls",
     "sortednet",

@@ -35,3 +35,21 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
+
+
+class ConvBN(nn.Sequential):
+    """Convolution without bias, then batch norm; stride, padding and groups as nn.Conv2d. ``gamma``: the norm's first scale."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, padding: int = 0, groups: int = 1, gamma: float = 1.0
+    ) -> None:
+        bn = nn.BatchNorm2d(outputs)
+        nn.init.constant_(bn.weight, gamma)
+        super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False), bn)
+
+    @torch.no_grad()
+    def fused(self) -> nn.Conv2d:
+        """The one convolution that this is in eval mode."""
+        conv, bn = self
+        assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
+        return torch.nn.utils.fuse_conv_bn_eval(conv.eval(), bn.eval())
