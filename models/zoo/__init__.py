@@ -13,6 +13,7 @@ NAMES: tuple[str, ...] = (
     "lrcn",
     "lsnet",
     "hornet",
+    "fdconv",
     "dcls",
     "sortednet",
     "tvconv",
