@@ -14,6 +14,7 @@ NAMES: tuple[str, ...] = (
     "lsnet",
     "hornet",
     "fdconv",
+    "temporal",
     "dcls",
     "sortednet",
     "tvconv",

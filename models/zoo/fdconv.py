@@ -28,7 +28,7 @@ for 3 × 3. The FFT of FBM does not map; a pyramid of depthwise low-passes with 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import BenchCase, Lowering, System
+from models.zoo.layers import ResNet, plain_conv
 
 EDGES = (1 / 4, 1 / 8, 1 / 16)  # cycles a pixel: 0.5 / k, k = 2, 4, 8
 
@@ -225,54 +226,22 @@ class FDConv(nn.Module):
         return conv
 
 
-Conv = Callable[..., nn.Module]
-
-
-class Bottleneck(nn.Module):
-    """ResNet bottleneck with the stride on its 3 × 3: (N, inputs, H, W) -> (N, 4 dim, H', W')."""
-
-    def __init__(self, inputs: int, dim: int, stride: int, conv: Conv) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            conv(inputs, dim, 1), nn.BatchNorm2d(dim), nn.ReLU(),
-            conv(dim, dim, 3, stride=stride), nn.BatchNorm2d(dim), nn.ReLU(),
-            conv(dim, 4 * dim, 1), nn.BatchNorm2d(4 * dim),
-        )  # fmt: skip
-        self.skip: nn.Module = nn.Identity()
-        if stride != 1 or inputs != 4 * dim:
-            self.skip = nn.Sequential(nn.Conv2d(inputs, 4 * dim, 1, stride, bias=False), nn.BatchNorm2d(4 * dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(cast(Tensor, self.body(x)) + cast(Tensor, self.skip(x)))
-
-
-class FDResNet(nn.Module):
+class FDResNet(ResNet):
     """Backbone: (N, 3, H, W) -> (N, 2048 for four stages, H / 32, W / 32), without classifier.
 
     ``sizes``: kernel sizes of bottleneck convolutions that are FDConv, () for the plain ResNet; ``groups``: kernel_num.
     """
 
     def __init__(self, depths: Sequence[int] = (3, 4, 6, 3), *, sizes: Sequence[int] = (1, 3), groups: int = 64, dim: int = 64) -> None:
-        super().__init__()
         if not set(sizes) <= {1, 3}:
             raise ValueError(f"sizes must be among 1 and 3, not {tuple(sizes)!r}")
 
         def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
             if kernel in sizes:
                 return FDConv(inputs, outputs, kernel, stride=stride, groups=groups)
-            return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+            return plain_conv(inputs, outputs, kernel, stride)
 
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        blocks: list[nn.Module] = []
-        width = 64
-        for stage, depth in enumerate(depths):
-            for k in range(depth):
-                blocks.append(Bottleneck(width, dim * 2**stage, 2 if stage and not k else 1, conv))
-                width = 4 * dim * 2**stage
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.blocks(self.stem(x)))
+        super().__init__(depths, conv=conv, dim=dim)
 
 
 def bench() -> BenchCase:

@@ -1,6 +1,9 @@
 """Parts that several systems share."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,3 +56,51 @@ class ConvBN(nn.Sequential):
         conv, bn = self
         assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
         return torch.nn.utils.fuse_conv_bn_eval(conv.eval(), bn.eval())
+
+
+def plain_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    """The convolution of a plain ResNet: padding ``kernel // 2``, no bias."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+
+
+class Bottleneck(nn.Module):
+    """ResNet bottleneck with the stride on its 3 × 3: (N, inputs, H, W) -> (N, 4 dim, H', W'). ``conv`` as `plain_conv`."""
+
+    def __init__(self, inputs: int, dim: int, stride: int = 1, conv: Callable[..., nn.Module] = plain_conv) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(inputs, dim, 1), nn.BatchNorm2d(dim), nn.ReLU(),
+            conv(dim, dim, 3, stride=stride), nn.BatchNorm2d(dim), nn.ReLU(),
+            conv(dim, 4 * dim, 1), nn.BatchNorm2d(4 * dim),
+        )  # fmt: skip
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or inputs != 4 * dim:
+            self.skip = nn.Sequential(nn.Conv2d(inputs, 4 * dim, 1, stride, bias=False), nn.BatchNorm2d(4 * dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(cast(Tensor, self.body(x)) + cast(Tensor, self.skip(x)))
+
+
+class ResNet(nn.Module):
+    """ResNet of bottlenecks without classifier: (N, inputs, H, W) -> (N, 2048 for four stages of dim 64, H / 32, W / 32).
+
+    ``conv``: the convolutions inside the bottlenecks, called as `plain_conv` (arXiv 1512.03385).
+    """
+
+    def __init__(
+        self, depths: Sequence[int] = (3, 4, 6, 3), *, inputs: int = 3, dim: int = 64, conv: Callable[..., nn.Module] = plain_conv,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+        )  # fmt: skip
+        blocks: list[nn.Module] = []
+        width = 64
+        for stage, depth in enumerate(depths):
+            for k in range(depth):
+                blocks.append(Bottleneck(width, dim * 2**stage, 2 if stage and not k else 1, conv))
+                width = 4 * dim * 2**stage
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.blocks(self.stem(x)))
