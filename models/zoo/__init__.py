@@ -18,6 +18,7 @@ NAMES: tuple[str, ...] = (
     "dcls",
     "sortednet",
     "tvconv",
+    "metamixer",
 )
 
 
