@@ -19,6 +19,7 @@ NAMES: tuple[str, ...] = (
     "sortednet",
     "tvconv",
     "metamixer",
+    "convnext",
 )
 
 

@@ -104,3 +104,11 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.blocks(self.stem(x)))
+
+
+def trunc_normal_init(module: nn.Module) -> None:
+    """For ``apply``: convolutions and linear layers get weights of truncated normal 0.02 and biases of 0."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
