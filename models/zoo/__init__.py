@@ -20,6 +20,7 @@ NAMES: tuple[str, ...] = (
     "tvconv",
     "metamixer",
     "convnext",
+    "unireplknet",
 )
 
 

@@ -41,14 +41,15 @@ class DropPath(nn.Module):
 
 
 class ConvBN(nn.Sequential):
-    """Convolution without bias, then batch norm; stride, padding and groups as nn.Conv2d. ``gamma``: the norm's first scale."""
+    """Convolution without bias, then batch norm; the rest as nn.Conv2d. ``gamma``: the norm's first scale."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, padding: int = 0, groups: int = 1, gamma: float = 1.0
+        self, inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1,
+        gamma: float = 1.0,
     ) -> None:
         bn = nn.BatchNorm2d(outputs)
         nn.init.constant_(bn.weight, gamma)
-        super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False), bn)
+        super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False), bn)
 
     @torch.no_grad()
     def fused(self) -> nn.Conv2d:
@@ -112,3 +113,73 @@ def trunc_normal_init(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+class SqueezeExcite(nn.Module):
+    """x * sigmoid(up(act(down(mean x)))), ``hidden`` channels between: (N, channels, H, W) both ways (arXiv 1709.01507)."""
+
+    def __init__(self, channels: int, hidden: int, act: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise ValueError(f"hidden must be positive, not {hidden!r}")
+        self.down, self.act, self.up = nn.Conv2d(channels, hidden, 1), act(), nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.up(self.act(self.down(x.mean((2, 3), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+class GRN(nn.Module):
+    """Global response norm, (N, C, H, W) both ways (ConvNeXt V2, arXiv 2301.00808); a fresh one is the identity.
+
+    G_c = ||x_c||_2 over the map, out = (weight G / (mean_c G + 1e-6) + 1) x + bias.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.zeros(channels)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        norm = norm / (norm.mean(1, keepdim=True) + 1e-6)
+        y: Tensor = (self.weight.view(-1, 1, 1) * norm + 1) * x
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+
+class DilatedReparam(nn.Module):
+    """Dilated Reparam Block (UniRepLKNet, arXiv 2311.15599): a depthwise ``kernel`` × ``kernel`` convolution plus smaller dilated ones.
+
+    (N, channels, H, W) both ways, stride 1. ``branches``: (size k, dilation r) each, r (k - 1) + 1 odd and at most ``kernel``. Every
+    convolution has its own batch norm; ``merged`` gives the one convolution that the sum is in eval mode.
+    """
+
+    def __init__(self, channels: int, kernel: int, branches: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and positive, not {kernel!r}")
+        if any(k < 1 or k % 2 == 0 or r < 1 or r * (k - 1) >= kernel for k, r in branches):
+            raise ValueError(f"branches must be odd sizes that fit in {kernel} with their dilation, not {tuple(branches)!r}")
+        self.main = ConvBN(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.branches = nn.ModuleDict(
+            {f"k{k}_{r}": ConvBN(channels, channels, k, padding=r * (k // 2), dilation=r, groups=channels) for k, r in branches}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = cast(Tensor, self.main(x))
+        for branch in self.branches.values():
+            y = y + branch(x)
+        return y
+
+    @torch.no_grad()
+    def merged(self) -> nn.Conv2d:
+        """The one convolution: dilated kernels are stuffed with zeros, centred and added."""
+        whole = self.main.fused()
+        assert whole.bias is not None
+        side = whole.kernel_size[0]
+        for branch in self.branches.values():
+            part = cast(ConvBN, branch).fused()
+            assert part.bias is not None
+            dense = F.conv_transpose2d(part.weight, part.weight.new_ones(1, 1, 1, 1), stride=part.dilation)
+            whole.weight += F.pad(dense, [(side - dense.shape[-1]) // 2] * 4)
+            whole.bias += part.bias
+        return whole
