@@ -21,6 +21,7 @@ NAMES: tuple[str, ...] = (
     "metamixer",
     "convnext",
     "unireplknet",
+    "convs5",
 )
 
 

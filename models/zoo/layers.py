@@ -183,3 +183,34 @@ class DilatedReparam(nn.Module):
             whole.weight += F.pad(dense, [(side - dense.shape[-1]) // 2] * 4)
             whole.bias += part.bias
         return whole
+
+
+class ConvLSTMCell(nn.Module):
+    """x (N, inputs, H, W) and (h, c), each (N, hidden, H, W), -> the next (h, c).
+
+    [i f g o] = norm(conv([x, h])), c' = sigma(f) c + sigma(i) tanh(g), h' = sigma(o) tanh(c'). ``gates``: the order of the blocks of
+    channels that the convolution yields. ``norm_groups``: a group norm on them, None for none. An extra input is concatenated to x.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, kernel: int = 3, *, bias: bool = True, gates: str = "ifgo", norm_groups: int | None = None
+    ) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, not {kernel!r}")
+        if sorted(gates) != ["f", "g", "i", "o"]:
+            raise ValueError(f"gates must be an order of 'i', 'f', 'g' and 'o', not {gates!r}")
+        self.hidden, self.gates = hidden, gates
+        self.conv = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2, bias=bias)
+        self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, 4 * hidden)
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(h, c) before the first frame: zeros."""
+        zeros = x.new_zeros(len(x), self.hidden, *x.shape[-2:])
+        return zeros, zeros
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        h, c = self.start(x) if state is None else state
+        blocks = dict(zip(self.gates, self.norm(self.conv(torch.cat((x, h), 1))).chunk(4, 1), strict=True))
+        c = blocks["f"].sigmoid() * c + blocks["i"].sigmoid() * blocks["g"].tanh()
+        return blocks["o"].sigmoid() * c.tanh(), c
