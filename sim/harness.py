@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hw.params import Lanes
-from sim.cache import cached_build
+from sw.cache import cached_build
 from sw.errors import DeviceError
 
 MAIN = Path(__file__).parent / "verilator" / "main.cpp"

@@ -22,7 +22,7 @@ from cocotb_tools.runner import get_runner
 from hw.testing import lanes_of, stream_ports
 from hw.verilog import convert
 from sim.beats import pack
-from sim.cache import cached_build
+from sw.cache import cached_build
 from sim.harness import verilator_root
 from sw.ops.base import Array, Op
 

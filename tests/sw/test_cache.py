@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.cache import cached_build, digest
+from sw.cache import cached_build, digest
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,159 @@
+"""Area, LUT levels and frequency of a component."""
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hw.shell import Shell
+from hw.verilog import convert
+from sw.cache import cached_build
+from sw.estimate import Area
+from sw.synth.cells import area_of
+from sw.synth.levels import LongestPath, longest_path
+from sw.synth.tools import ToolError, nextpnr, versions, yosys
+from sw.targets import DEVICES
+
+Family = Literal["xcup", "ecp5"]
+TOP = "unit"
+#: ABC9 asserts on the nets of some of Amaranth's Verilog (Yosys issue 4349); nets split bit by bit do not trip it.
+SCRIPTS: dict[Family, Sequence[str]] = {
+    "xcup": (f"synth_xilinx -family xcup -noiopad -flatten -top {TOP}",),
+    "ecp5": (f"synth_ecp5 -top {TOP} -run :map_luts", "splitnets", f"synth_ecp5 -top {TOP} -run map_luts:"),
+}
+PLACE = ("--85k", "--speed", "6", "--package", "CABGA381", "--freq", "200", "--timing-allow-fail")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """A unit on both families. ``fmax_ecp5``: MHz by place and route, None if the largest ECP5 is too small for it."""
+
+    xcup: Area
+    ecp5: Area
+    path: LongestPath
+    fmax_ecp5: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """``mhz`` after place and route, and the steps of the slowest path, each with its delay."""
+
+    mhz: float
+    path: tuple[str, ...]
+
+
+def verilog_of(component: Any) -> str:
+    """The component as module ``unit``, without the first comment, which names a version of Yosys."""
+    return re.sub(r"\A/\*.*?\*/", "", convert(component, TOP))
+
+
+def _netlist(text: str, family: Family) -> Path:
+    """Folder with ``netlist.json.gz`` and ``netlist.v`` of a synthesized Verilog text."""
+    script = (f"read_verilog {TOP}.v", *SCRIPTS[family], f"select {TOP}", "write_json -selected netlist.json")
+
+    def build(folder: Path) -> None:
+        (folder / f"{TOP}.v").write_text(text)
+        yosys([*script, "write_verilog -noattr -selected netlist.v"], folder)
+        raw = (folder / "netlist.json").read_bytes()
+        (folder / "netlist.json.gz").write_bytes(gzip.compress(raw, 5, mtime=0))
+        (folder / "netlist.json").unlink()
+        (folder / "log.txt").unlink()
+
+    return cached_build(["synth", versions(), *script, text], build)
+
+
+def _module(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(gzip.decompress((folder / "netlist.json.gz").read_bytes()))["modules"][TOP]
+    return found
+
+
+def _cached(kind: str, key: Sequence[str], make: Callable[[], Any]) -> Any:
+    """A JSON value, made at most once per key."""
+
+    def build(folder: Path) -> None:
+        (folder / "value.json").write_text(json.dumps(make()))
+
+    folder = cached_build([kind, versions(), *key], build)
+    return json.loads((folder / "value.json").read_text())
+
+
+def _sources() -> str:
+    """The code that turns netlists into figures: part of the keys of what it computes."""
+    return "".join((Path(__file__).parent / name).read_text() for name in ("cells.py", "levels.py"))
+
+
+def netlist(component: Any, family: Family) -> str:
+    """Verilog of the synthesized netlist, over the family's cells."""
+    return (_netlist(verilog_of(component), family) / "netlist.v").read_text()
+
+
+def _area(text: str, family: Family) -> Area:
+    def make() -> dict[str, float]:
+        return area_of(cell["type"] for cell in _module(_netlist(text, family))["cells"].values()).record()
+
+    return Area(**_cached("area", [family, _sources(), text], make))
+
+
+def area(component: Any, family: Family = "xcup") -> Area:
+    """LUTs (memories and shift registers among them), flip-flops, multiplier slices and block RAMs by Yosys, flattened."""
+    return _area(verilog_of(component), family)
+
+
+def _levels(text: str) -> LongestPath:
+    def make() -> dict[str, Any]:
+        return vars(longest_path(_module(_netlist(text, "xcup"))))
+
+    found = _cached("levels", [_sources(), text], make)
+    return LongestPath(**found | {"nets": tuple(found["nets"])})
+
+
+def levels(component: Any) -> LongestPath:
+    """The longest path by LUTs on xcup."""
+    return _levels(verilog_of(component))
+
+
+def _timing(text: str, seed: int) -> Timing | None:
+    folder = _netlist(text, "ecp5")
+    module = _module(folder)
+    device = DEVICES["lfe5u-85f"]
+    used = area_of(cell["type"] for cell in module["cells"].values())
+    if used.lut > device.luts or used.dsp > device.multipliers or used.bram36 > device.bram36:
+        return None
+
+    def place(work: Path) -> None:
+        (work / "netlist.json").write_text(json.dumps({"creator": "warploom", "modules": {TOP: module}}))
+        nextpnr(["--json", "netlist.json", "--seed", str(seed), "--report", "report.json", *PLACE], work)
+        report = json.loads((work / "report.json").read_text())
+        if len(report["fmax"]) != 1:
+            raise ToolError(f"nextpnr must find one clock, not {sorted(report['fmax'])}")
+        (clock,) = report["fmax"].values()
+        paths = [path["path"] for path in report["critical_paths"] if "<async>" not in (path["from"], path["to"])]
+        slowest: list[Any] = max(paths, key=lambda path: sum(step["delay"] for step in path), default=[])
+        ways = [f"{s['delay']:.2f} ns {s['type']} {s['from']['cell']}.{s['from']['port']}" for s in slowest if s["delay"] > 0]
+        (work / "timing.json").write_text(json.dumps({"mhz": clock["achieved"], "path": ways}))
+        for name in ("netlist.json", "report.json", "log.txt"):
+            (work / name).unlink()
+
+    done = json.loads((cached_build(["nextpnr", versions(), str(seed), *PLACE, text], place) / "timing.json").read_text())
+    return Timing(mhz=done["mhz"], path=tuple(done["path"]))
+
+
+def timing(component: Any, seed: int = 1) -> Timing | None:
+    """Timing on an LFE5U-85F of grade 6, placed and routed between registers (:class:`hw.shell.Shell`); None if it does not fit."""
+    return _timing(verilog_of(Shell(component)), seed)
+
+
+def synthesize(component: Any, *, step: Callable[[str], None] = lambda _: None) -> Synthesis:
+    """Everything about a component; ``step`` is told what begins."""
+    text = verilog_of(component)
+    step("Yosys, xcup")
+    xcup, path = _area(text, "xcup"), _levels(text)
+    step("Yosys, ecp5")
+    ecp5 = _area(text, "ecp5")
+    step("nextpnr, ecp5")
+    placed = timing(component)
+    return Synthesis(xcup=xcup, ecp5=ecp5, path=path, fmax_ecp5=None if placed is None else placed.mhz)
