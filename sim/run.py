@@ -22,8 +22,8 @@ from cocotb_tools.runner import get_runner
 from hw.testing import lanes_of, stream_ports
 from hw.verilog import convert
 from sim.beats import pack
-from sw.cache import cached_build
 from sim.harness import verilator_root
+from sw.cache import cached_build
 from sw.ops.base import Array, Op
 
 #: -Wno-fatal: Amaranth's Verilog has width warnings that mean nothing. Only the top's ports are visible to cocotb.
