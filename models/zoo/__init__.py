@@ -22,6 +22,7 @@ NAMES: tuple[str, ...] = (
     "convnext",
     "unireplknet",
     "convs5",
+    "tunable",
 )
 
 
