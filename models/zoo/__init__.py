@@ -16,6 +16,7 @@ NAMES: tuple[str, ...] = (
     "fdconv",
     "temporal",
     "dcls",
+    "secnn",
     "sortednet",
     "tvconv",
     "metamixer",
