@@ -24,6 +24,7 @@ NAMES: tuple[str, ...] = (
     "unireplknet",
     "convs5",
     "tunable",
+    "attnet",
 )
 
 

@@ -20,6 +20,22 @@ class LayerNorm2d(nn.LayerNorm):
         return moved.permute(0, 3, 1, 2)
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention of tokens (N, L, dim): softmax(q k^T / sqrt(dim / heads)) v. q, k, v packed."""
+
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"heads must be positive and divide dim {dim}, not {heads!r}")
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=qkv_bias), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return cast(Tensor, self.proj(y.transpose(1, 2).flatten(2)))
+
+
 class DropPath(nn.Module):
     """Stochastic depth: in training each sample's branch is dropped with ``probability``, the rest scaled (arXiv 1603.09382)."""
 
