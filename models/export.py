@@ -97,7 +97,7 @@ class _Writer:
         return f"{name}.weight_q", f"{name}.bias_q"
 
     def _finish(self, step: Step) -> None:
-        """Activation and quantizer behind a convolution whose sum is ``<name>.acc``."""
+        """Activation and quantizer behind a step whose sum is ``<name>.acc``."""
         output, x = step.outputs[0], f"{step.name}.acc"
         quant = step.slot if step.activation == "none" else f"{step.slot}.act_quant"
         if step.activation == "relu":
@@ -130,6 +130,10 @@ class _Writer:
             "DeformConv", step.name, [x, weight, f"{step.name}.taps"], [f"{step.name}.acc"], kernel_shape=[3, 3], strides=[1, 1],
             pads=[1, 1, 1, 1], dilations=[1, 1], group=step.attributes["groups"], offset_group=1,
         )  # fmt: skip
+        self._finish(step)
+
+    def add(self, step: Step) -> None:
+        self._node("Add", step.name, list(step.inputs), [f"{step.name}.acc"])
         self._finish(step)
 
     def maxpool(self, step: Step) -> None:

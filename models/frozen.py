@@ -21,7 +21,7 @@ from models import checkpoint
 from models.detectors.codenet import Codenet, CodenetConfig, images_to_input, trace
 from models.layers import WIRING
 from models.ops.deform import OFFSET_MAX, OFFSET_MIN, square_deform_exact
-from models.ops.wiring import Concat, Shuffle, Split, Upsample
+from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
 from models.qat import settle_heads
 from models.quantizers import PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
 
@@ -54,8 +54,8 @@ class Range:
 class Step:
     """One operator. ``name`` is its PyTorch module path; inputs and outputs are names of tensors.
 
-    op: input, conv, deform, maxpool, upsample, split, concat or shuffle. slot: path of the activation or quantizer behind a convolution;
-    activation: relu, clip or none; attributes: stride, pad, groups, weight_bits / kernel, stride, pad / factor / groups.
+    op: input, conv, deform, add, maxpool, upsample, split, concat or shuffle. slot: path of the activation or quantizer behind a
+    convolution or sum; activation: relu, clip or none; attributes: stride, pad, groups, weight_bits / kernel, stride, pad / factor / groups.
     """
 
     op: str
@@ -95,7 +95,7 @@ class FrozenNetwork:
     def codes(self, images: npt.NDArray[np.uint8], sums: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Every quantized activation tensor (N, C, H, W) as integers in float64, for raw images (N, H, W, 3).
 
-        ``sums``, if given, is filled with what every convolution adds up, bias included, by the name of its step.
+        ``sums``, if given, is filled with what every convolution or addition adds up, bias included, by the name of its step.
         """
         found: dict[str, Tensor] = {}
         for step in self.steps:
@@ -109,8 +109,8 @@ class FrozenNetwork:
     def tensors(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float64]]:
         """Every activation tensor's values (N, C, H, W), exact, by the names that the exported file uses.
 
-        Beside the quantized tensors these are each convolution's sum (``.acc``) and, where an activation stands between it and the
-        quantizer, that activation's result (``.relu``, ``.bounded``).
+        Beside the quantized tensors these are each convolution's and addition's sum (``.acc``) and, where an activation stands
+        between it and the quantizer, that activation's result (``.relu``, ``.bounded``).
         """
         sums: dict[str, Tensor] = {}
         values = {name: codes.numpy() * 2.0 ** -self.ranges[name].exponent for name, codes in self.codes(images, sums).items()}
@@ -125,7 +125,9 @@ class FrozenNetwork:
         return values
 
     def sum_scale(self, step: Step) -> Tensor:
-        """Value of one unit of a convolution's sum, (1, OC, 1, 1) float64, exact."""
+        """Value of one unit of a step's sum, (1, OC, 1, 1) or, of an addition, (1, 1, 1, 1); float64, exact."""
+        if step.op == "add":
+            return torch.full((1, 1, 1, 1), 2.0 ** -self.ranges[step.inputs[0]].exponent, dtype=torch.float64)
         k = self.integers[f"{step.name}.k"] + self.ranges[step.inputs[0]].exponent
         return torch.ldexp(self.integers[f"{step.name}.m"].double(), -k).view(1, -1, 1, 1)
 
@@ -136,7 +138,7 @@ class FrozenNetwork:
 
     def _run(self, step: Step, inputs: list[Tensor], sums: dict[str, Tensor] | None) -> tuple[Tensor, ...]:
         x, at = inputs[0], step.attributes
-        if step.op in ("conv", "deform"):
+        if step.op in ("conv", "deform", "add"):
             acc = self._sum(step, inputs)
             if sums is not None:
                 sums[step.name] = acc
@@ -154,7 +156,9 @@ class FrozenNetwork:
         raise ValueError(f"step {step.name} has an unknown operator: {step.op!r}")
 
     def _sum(self, step: Step, inputs: list[Tensor]) -> Tensor:
-        """What a convolution adds up, in units of input and weight."""
+        """What a step adds up, in units of input and weight."""
+        if step.op == "add":
+            return inputs[0] + inputs[1]
         at, weight = step.attributes, self.integers[f"{step.name}.weight"].double()
         if step.op == "deform":
             return square_deform_exact(inputs[0], inputs[1] * 2.0 ** -self.ranges[step.inputs[1]].exponent, weight)
@@ -163,6 +167,8 @@ class FrozenNetwork:
 
     def _requantize(self, step: Step, acc: Tensor) -> Tensor:
         target = self.ranges[step.outputs[0]]
+        if step.op == "add":  # both scales are powers of two; a tie goes to the even neighbour, here and in the file (ROUND)
+            return torch.round(acc * 2.0 ** (target.exponent - self.ranges[step.inputs[0]].exponent)).clamp(target.low, target.high)
         scaled = acc * self.integers[f"{step.name}.m"].double().view(1, -1, 1, 1)
         shift = shifts(self, step).double().view(1, -1, 1, 1)
         return torch.round(scaled * torch.exp2(-shift)).clamp(target.low, target.high)
@@ -266,6 +272,9 @@ class _Freezer:
         inputs = tuple(self.names[each][0] for each in node.all_input_nodes if each in self.names)
         if isinstance(module, (QuantConv, QuantDeform)):
             self.pending[node] = self._convolution(module, name, inputs)
+        elif isinstance(module, Add):
+            self._agree(name, inputs)
+            self.pending[node] = Step("add", name, inputs, ())
         elif isinstance(module, nn.Identity):
             self.pending[node] = self.pending[node.all_input_nodes[0]]
         elif isinstance(module, WIRING):
@@ -314,7 +323,11 @@ class _Freezer:
         else:
             assert isinstance(module, Concat)
             op = "concat"
+        self._add(node, Step(op, name, inputs, outputs, attributes=attributes), self._agree(name, inputs))
+
+    def _agree(self, name: str, inputs: tuple[str, ...]) -> Range:
+        """The range that all inputs have."""
         ranges = {self.ranges[each] for each in inputs}
         if len(ranges) != 1:
             raise ValueError(f"{name}: the inputs must share one quantizer, not {ranges}")
-        self._add(node, Step(op, name, inputs, outputs, attributes=attributes), ranges.pop())
+        return ranges.pop()

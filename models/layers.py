@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from models.detectors.codenet import trace
 from models.ops.deform import SquareDeform
-from models.ops.wiring import Concat, Shuffle, Split, Upsample
+from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
 
 #: Modules that pass values on unchanged, so that their output has their input's scale.
 WIRING = (Concat, Shuffle, Split, Upsample, nn.MaxPool2d)
@@ -16,7 +16,7 @@ WIRING = (Concat, Shuffle, Split, Upsample, nn.MaxPool2d)
 @dataclass(frozen=True)
 class Layer:
     """Module paths of a convolution, of the batch norm behind it (None: there is none), of the place of its output's quantizer, and the
-    place of its input's quantizer. ``output`` is the position among the network's outputs, None inside."""
+    place of its input's quantizer. ``output`` is the position among the network's outputs, None inside. An addition is a layer too."""
 
     conv: str
     norm: str | None
@@ -37,7 +37,8 @@ def _sources(model: nn.Module, node: fx.Node) -> list[str]:
 
 
 def find_layers(model: nn.Module) -> tuple[list[Layer], list[list[str]]]:
-    """The float model's layers in order, and the groups of slots that one quantizer must serve because a concat joins them."""
+    """The float model's layers in order, and the groups of slots that one quantizer must serve because a concat or
+    an addition joins them."""
     graph = trace(model)
     outputs = next(node for node in graph.nodes if node.op == "output").all_input_nodes
     layers, groups = [], []
@@ -45,9 +46,9 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[list[str]]]:
         if node.op != "call_module":
             continue
         module = _module(model, node)
-        if isinstance(module, Concat):
-            groups.append(sorted(set(_sources(model, node))))
-        if not isinstance(module, (nn.Conv2d, SquareDeform)):
+        if isinstance(module, (Concat, Add)):
+            groups.append(sorted({slot for before in node.all_input_nodes for slot in _sources(model, before)}))
+        if not isinstance(module, (nn.Conv2d, SquareDeform, Add)):
             continue
         last, norm = node, None
         if isinstance(_module(model, behind := _only_user(node)), nn.BatchNorm2d):

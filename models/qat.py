@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.layers import find_layers
 from models.ops.deform import SquareDeform
+from models.ops.wiring import Add
 from models.quantizers import (
     Image8,
     QuantConv,
@@ -68,12 +69,16 @@ def prepare(model: Codenet) -> Codenet:
             conv = fold_batch_norm(conv, norm)
             model.set_submodule(layer.norm, nn.Identity())
         model.set_submodule(layer.slot, slot)
+        if isinstance(conv, Add):
+            continue
         model.set_submodule(layer.conv, _quantized(conv, stem=layer.source == "input"))
     for group in shared:
         for path in group[1:]:
             model.get_submodule(path).act_quant = model.get_submodule(group[0]).act_quant
     for layer in layers:
         placed = model.get_submodule(layer.conv)
+        if isinstance(placed, Add):
+            continue
         assert isinstance(placed, (QuantConv, QuantDeform))
         placed.place(model.get_submodule(layer.source), model.get_submodule(layer.slot))
         start_scales(placed)

@@ -127,6 +127,7 @@ def quantize(
     teaching: float = 1.0,
     flip: bool = True,
     augmentation: float = 1.0,
+    box_area: float = 0.0,
     split: str = "train",
     seed: int = 0,
     workers: int = 1,
@@ -145,9 +146,9 @@ def quantize(
     torch.manual_seed(seed)
     model = prepare(teacher)
     views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed + 1)
-    batches = Batches(views, config, batch=batch, seed=seed + 1, workers=workers)
+    batches = Batches(views, config, batch=batch, seed=seed + 1, workers=workers, box_area=box_area)
     settings = {"data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "teaching": teaching, "flip": flip}
-    settings |= {"augmentation": augmentation, "seed": seed}
+    settings |= {"augmentation": augmentation, "box_area": box_area, "split": split, "seed": seed}
     calibrate(model, calibration_batches(folder, config.size))
     for network in (model, teacher):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

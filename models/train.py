@@ -70,13 +70,13 @@ class Views(Dataset[Sample]):
 class Collate:
     """Samples to a batch: raw images (N, H, W, 3) uint8 and targets. Difficult objects are trained on like others."""
 
-    def __init__(self, config: CodenetConfig) -> None:
-        self.config = config
+    def __init__(self, config: CodenetConfig, box_area: float = 0.0) -> None:
+        self.config, self.box_area = config, box_area
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         images = np.stack([s.image for s in samples])
         boxes, labels = [s.boxes for s in samples], [s.labels for s in samples]
-        return images, make_targets(boxes, labels, classes=len(self.config.classes), size=self.config.size)
+        return images, make_targets(boxes, labels, classes=len(self.config.classes), size=self.config.size, box_area=self.box_area)
 
 
 class Order(torch.utils.data.Sampler[list[int]]):
@@ -97,15 +97,15 @@ class Order(torch.utils.data.Sampler[list[int]]):
 class Batches:
     """Training batches, epoch by epoch, prepared by ``workers`` processes (0: inline)."""
 
-    def __init__(self, views: Views, config: CodenetConfig, *, batch: int, seed: int, workers: int) -> None:
-        self.views, self.order, self.config, self.workers = views, Order(len(views), batch, seed), config, workers
+    def __init__(self, views: Views, config: CodenetConfig, *, batch: int, seed: int, workers: int, box_area: float = 0.0) -> None:
+        self.views, self.order, self.collate, self.workers = views, Order(len(views), batch, seed), Collate(config, box_area), workers
 
     def __len__(self) -> int:
         return len(self.order)
 
     def epoch(self, epoch: int) -> DataLoader[Batch]:
         self.views.epoch = self.order.epoch = epoch
-        return DataLoader(self.views, batch_sampler=self.order, collate_fn=Collate(self.config), num_workers=self.workers)  # type: ignore[arg-type]
+        return DataLoader(self.views, batch_sampler=self.order, collate_fn=self.collate, num_workers=self.workers)  # type: ignore[arg-type]
 
 
 class Average:
@@ -146,12 +146,12 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def make_config(preset: str, classes: Sequence[str], *, width: float | None, size: tuple[int, int] | None) -> CodenetConfig:
-    """The preset with the data's classes and, where given, another width and size."""
+def make_config(preset: str, classes: Sequence[str], **given: Any) -> CodenetConfig:
+    """The preset with the data's classes and whatever other field of the configuration is given (None: the preset's)."""
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, not {preset!r}")
     changes: dict[str, Any] = {"classes": tuple(classes)}
-    changes |= {name: value for name, value in (("width", width), ("size", size)) if value is not None}
+    changes |= {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(PRESETS[preset], **changes)
 
 
@@ -181,7 +181,8 @@ class DeepSupervision(nn.Module):
 
     def __init__(self, model: Codenet) -> None:
         super().__init__()
-        places = [model.get_submodule(path) for path in ("conv5", "decoder.0.mix", "decoder.1.mix")]
+        mixed = "joined" if model.config.laterals else "mix"
+        places = [model.get_submodule(path) for path in ("conv5", f"decoder.0.{mixed}", f"decoder.1.{mixed}")]
         widths = (CHANNELS[model.config.width][-1], *model.config.decoder)
         layers = [nn.Conv2d(n, len(model.config.classes), 1) for n, _ in zip(widths, places, strict=False)]
         for layer in layers:
@@ -303,6 +304,7 @@ def train(
     preset: str = "tiny",
     width: float | None = None,
     size: tuple[int, int] | None = None,
+    laterals: bool | None = None,
     epochs: int = 40,
     batch: int = 32,
     lr: float = 2e-3,
@@ -312,6 +314,7 @@ def train(
     flip: bool = True,
     augmentation: float = 1.0,
     deep: float = 0.5,
+    box_area: float = 0.0,
     split: str = "train",
     seed: int = 0,
     workers: int = 1,
@@ -322,21 +325,22 @@ def train(
 
     flip: mirror half of the images (not for digits). augmentation: share of random crops and colours, the rest is as it is.
     deep: weight of the class maps that are supervised inside the network while training (0: none).
+    box_area: 0: boxes are taught at their centres; else in a Gaussian area around them, this part of their sides.
     split: the list of images to train on (train or trainval). init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
     An interrupted call continues after its last whole epoch when repeated. Returns what train.json holds.
     """
     run = Path(run)
     folder = VocFolder(data, find_split(data, split))
     folder.check()
-    config = make_config(preset, folder.classes, width=width, size=size)
+    config = make_config(preset, folder.classes, width=width, size=size, laterals=laterals)
     settings = {
         "data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "flip": flip,
-        "augmentation": augmentation, "deep": deep, "split": split, "seed": seed,
+        "augmentation": augmentation, "deep": deep, "box_area": box_area, "split": split, "seed": seed,
         "init": str(init) if init else None, "trunk": str(trunk) if trunk else None,
     }  # fmt: skip
     model = start_model(config, init=init, trunk=trunk, seed=seed)
     views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed)
-    batches = Batches(views, config, batch=batch, seed=seed, workers=workers)
+    batches = Batches(views, config, batch=batch, seed=seed, workers=workers, box_area=box_area)
     trainer = Trainer(model, steps=epochs * len(batches), lr=lr, weight_decay=weight_decay, deep=deep)
     key = json.dumps([settings, config.to_json()], sort_keys=True)
     trainer.resume(run / "train.ckpt", key)

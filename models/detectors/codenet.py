@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
-from models.ops.wiring import Concat, Shuffle, Split, Upsample
+from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
 
 #: Width -> channels of the stem, the three stages and conv5.
 CHANNELS = {
@@ -37,7 +37,11 @@ STRIDE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CodenetConfig:
-    """What makes one member of the family. ``size`` is (height, width) of the input; ``frac_bits`` the fraction bits F of the offsets."""
+    """What makes one member of the family.
+
+    size: (height, width) of the input. frac_bits: the fraction bits F of the offsets. laterals: the stages of stride 16 and 8 are added,
+    through a 1x1 convolution each, to the decoder's maps of their size (small objects need them; CoDeNet has none).
+    """
 
     width: float = 0.25
     size: tuple[int, int] = (128, 128)
@@ -46,6 +50,7 @@ class CodenetConfig:
     decoder: tuple[int, int, int] = (256, 128, 64)
     head_channels: int = 64
     frac_bits: int = 2
+    laterals: bool = False
 
     def __post_init__(self) -> None:
         if self.width not in CHANNELS:
@@ -124,9 +129,12 @@ class Block(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Predict offsets, gather by them, mix the channels, double the map: (N, inputs, H, W) to (N, outputs, 2H, 2W)."""
+    """Predict offsets, gather by them, mix the channels, double the map: (N, inputs, H, W) to (N, outputs, 2H, 2W).
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    With ``lateral`` channels, a map (N, lateral, 2H, 2W) is mixed and added before the ReLU.
+    """
+
+    def __init__(self, inputs: int, outputs: int, lateral: int = 0) -> None:
         super().__init__()
         self.offset = nn.Conv2d(inputs, 1, 1)
         nn.init.zeros_(self.offset.weight)
@@ -135,11 +143,17 @@ class DecoderStage(nn.Module):
         self.bound = nn.Hardtanh(OFFSET_MIN, OFFSET_MAX)
         self.deform = SquareDeform(inputs)
         self.gathered = nn.Identity()
-        self.mix = nn.Sequential(*conv_bn(inputs, outputs))
+        self.mix = nn.Sequential(*conv_bn(inputs, outputs, relu=not lateral))
         self.upsample = Upsample(2)
+        self.lateral = nn.Sequential(*conv_bn(lateral, outputs, relu=False)) if lateral else None
+        if lateral:
+            self.add = Add()
+            self.joined = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
         doubled: Tensor = self.upsample(self.mix(self.gathered(self.deform(x, self.bound(self.offset(x))))))
+        if self.lateral is not None:
+            doubled = self.joined(self.add(doubled, self.lateral(side)))
         return doubled
 
 
@@ -168,7 +182,8 @@ class Codenet(nn.Module):
         )
         self.conv5 = nn.Sequential(*conv_bn(stages[-1], last))
         widths = (last, *config.decoder)
-        self.decoder = nn.Sequential(*(DecoderStage(a, b) for a, b in itertools.pairwise(widths)))
+        sides = (stages[1], stages[0], 0) if config.laterals else (0, 0, 0)
+        self.decoder = nn.Sequential(*(DecoderStage(a, b, side) for (a, b), side in zip(itertools.pairwise(widths), sides, strict=True)))
         self.hm = head(widths[-1], config.head_channels, len(config.classes), -2.19)
         self.wh = head(widths[-1], config.head_channels, 2, 0.0)
         self.reg = head(widths[-1], config.head_channels, 2, 0.0)
@@ -177,9 +192,11 @@ class Codenet(nn.Module):
         x = self.conv1(self.input(image))
         if self.maxpool is not None:
             x = self.maxpool(x)
-        for stage in (self.stage2, self.stage3, self.stage4, self.conv5):
-            x = stage(x)
-        x = self.decoder(x)
+        stride8 = self.stage2(x)
+        stride16 = self.stage3(stride8)
+        x = self.conv5(self.stage4(stride16))
+        for stage, side in zip(self.decoder, (stride16, stride8, None), strict=True):
+            x = stage(x, side if self.config.laterals else None)
         return self.hm(x), self.wh(x), self.reg(x)
 
 

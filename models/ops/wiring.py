@@ -31,6 +31,13 @@ class Shuffle(nn.Module):
         return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+class Add(nn.Module):
+    """Sum of two maps (N, C, H, W) of one quantizer; a quantizer follows."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
 class Upsample(nn.Module):
     """Repeat every pixel ``factor`` x ``factor`` times: nearest neighbour."""
 

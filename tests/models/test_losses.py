@@ -73,3 +73,31 @@ def test_perfect_maps_cost_almost_nothing() -> None:
     wh, reg = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
     wh[0, :, t.row[0], t.column[0]], reg[0, :, t.row[0], t.column[0]] = t.wh[0], t.reg[0]
     assert detection_loss((hm, wh, reg), t)["loss"].item() < 1e-3
+
+
+def test_boxes_in_an_area_weigh_one_each_and_point_at_their_centre() -> None:
+    boxes = np.array([[8, 8, 56, 40], [20, 12, 60, 44], [0, 0, 6, 6]], np.float32)
+    t = make_targets([boxes[:1], boxes], [np.zeros(1, np.int64), np.array([0, 1, 1])], classes=2, size=(64, 96), box_area=0.4)
+    assert t.objects == 4 and len(t.row) > 3 * 4
+    assert len({(int(i), int(r), int(c)) for i, r, c in zip(t.image, t.row, t.column, strict=True)}) == len(t.row), "one box a pixel"
+    assert t.weight.sum().item() == pytest.approx(4)
+    first = t.image == 0
+    centres = t.reg[first] + torch.stack([t.column[first], t.row[first]], 1)
+    torch.testing.assert_close(centres, torch.tensor([[8.0, 6.0]]).expand_as(centres))
+    assert t.wh[first].unique(dim=0).tolist() == [[12.0, 8.0]]
+    spread = t.row[first].max() - t.row[first].min(), t.column[first].max() - t.column[first].min()
+    assert [int(x) for x in spread] == [2, 4]  # int(0.4 * 8 / 2) and int(0.4 * 12 / 2) pixels to either side
+    heaviest = t.weight[first].argmax()
+    assert (int(t.row[first][heaviest]), int(t.column[first][heaviest])) == (6, 8)
+
+
+def test_a_perfect_area_costs_nothing_and_the_whole_area_counts() -> None:
+    t = make_targets([np.array([[8, 8, 40, 40]], np.float32)], [np.array([0])], classes=1, size=(64, 64), box_area=0.5)
+    wh, reg = torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16)
+    wh[0, :, t.row, t.column], reg[0, :, t.row, t.column] = t.wh.T, t.reg.T
+    losses = detection_loss((torch.zeros(1, 1, 16, 16), wh, reg), t)
+    assert losses["wh"] == 0 and losses["reg"] == 0
+    wh[0, 0, t.row[0], t.column[0]] += 1
+    assert detection_loss((torch.zeros(1, 1, 16, 16), wh, reg), t)["wh"].item() == pytest.approx(t.weight[0].item())
+    with pytest.raises(ValueError, match="box_area must be between 0 and 1"):
+        make_targets([], [], classes=1, size=(32, 32), box_area=2.0)
