@@ -55,7 +55,8 @@ class Step:
     """One operator. ``name`` is its PyTorch module path; inputs and outputs are names of tensors.
 
     op: input, conv, deform, add, maxpool, upsample, split, concat or shuffle. slot: path of the activation or quantizer behind a
-    convolution or sum; activation: relu, clip or none; attributes: stride, pad, groups, weight_bits / kernel, stride, pad / factor / groups.
+    convolution or sum; activation: relu, clip or none; attributes: stride, pad, groups, weight_bits / kernel, stride, pad / factor /
+    groups.
     """
 
     op: str
