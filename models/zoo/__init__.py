@@ -25,6 +25,7 @@ NAMES: tuple[str, ...] = (
     "convs5",
     "tunable",
     "attnet",
+    "dsm",
 )
 
 

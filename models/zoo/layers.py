@@ -2,11 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for the device of ``x`` (which meta tensors, and nothing else, do not know)."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class LayerNorm2d(nn.LayerNorm):
