@@ -26,6 +26,7 @@ NAMES: tuple[str, ...] = (
     "tunable",
     "attnet",
     "dsm",
+    "convbn",
 )
 
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import BenchCase, Lowering, System
-from models.zoo.layers import GRN, DilatedReparam, DropPath, LayerNorm2d, SqueezeExcite
+from models.zoo.layers import GRN, DilatedReparam, DropPath, LayerNorm2d, SqueezeExcite, trunc_normal_init
 
 #: (size, dilation) of the parallel branches by large kernel.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -138,19 +138,12 @@ class UniRepLKNet(nn.Module):
             for depth, d, sizes in zip(depths, dims, kernels, strict=True)
         )
         self.norm, self.head = nn.LayerNorm(dims[-1], eps=1e-6), nn.Linear(dims[-1], classes)
-        self.apply(_initialise)
+        self.apply(trunc_normal_init)
 
     def forward(self, x: Tensor) -> Tensor:
         for down, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(down(x))
         return cast(Tensor, self.head(self.norm(x.mean((2, 3)))))
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def merge_(model: nn.Module) -> nn.Module:
