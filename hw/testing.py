@@ -21,9 +21,10 @@ def lanes_of(port: Any) -> Lanes:
 
 
 def stream_ports(unit: wiring.Component) -> tuple[list[str], list[str]]:
-    """Names of a unit's input and output streams, in order of declaration."""
+    """Names of a unit's input and output streams, in order of declaration; plain ports are left out."""
     members = unit.signature.members
-    return [n for n in members if members[n].flow == wiring.In], [n for n in members if members[n].flow == wiring.Out]
+    streams = [n for n in members if members[n].is_signature]
+    return [n for n in streams if members[n].flow == wiring.In], [n for n in streams if members[n].flow == wiring.Out]
 
 
 async def until(ctx: Any, condition: Any, value: Any = None) -> Any:

@@ -3,6 +3,7 @@ from .add import Add
 from .base import Array, Op, TensorType
 from .concat import Concat
 from .conv import Conv
+from .decode import Decode
 from .deform import Deform
 from .depthwise import Depthwise
 from .max_pool import MaxPool
@@ -11,7 +12,12 @@ from .shuffle import Shuffle
 from .split import Split
 from .upsample import Upsample
 
-OPS: dict[str, type[Op]] = {op.name: op for op in (Conv, Depthwise, Deform, Requant, MaxPool, Upsample, Split, Concat, Shuffle, Add)}
+OPS: dict[str, type[Op]] = {
+    op.name: op
+    for op in (
+        Conv, Depthwise, Deform, Requant, MaxPool, Upsample, Split, Concat, Shuffle, Add, Decode,
+    )
+}  # fmt: skip
 
 __all__ = [
     "OPS",
@@ -19,6 +25,7 @@ __all__ = [
     "Array",
     "Concat",
     "Conv",
+    "Decode",
     "Deform",
     "Depthwise",
     "MaxPool",

@@ -1,0 +1,176 @@
+# amaranth: UnusedElaboratable=no
+"""CenterNet decoding unit."""
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.fifo import Fifo
+from hw.lib.ring import counter
+from hw.lib.taps import WindowTaps
+from hw.lib.top_k import TopK
+from hw.params import Lanes, Window
+
+from .base import Unit, signature
+
+PEAK = Window(kernel=(3, 3), pad=(1, 1, 1, 1))
+#: Beats with several peaks that wait for the sorter where a beat carries several classes.
+QUEUE = 16
+
+
+class DecodeUnit(Unit):
+    """Head maps to the ``top_k`` best boxes of every frame. Golden model: :meth:`sw.ops.decode.Decode.golden`.
+
+    All nine values of a 3×3 window are compared at once, peaks of at least ``least`` pass, a sorter keeps the best.
+    Throughput: a beat of the heat map a cycle; with several classes a beat, one with n > 1 peaks takes the sorter n cycles,
+    of which a queue of :data:`QUEUE` beats absorbs what is not dense over hundreds of beats (then the unit waits, nothing is
+    lost). Latency: the best record leaves 9 cycles after the last beat, then one a cycle.
+
+    Parameters
+    ----------
+    height, width, channels: of the heat map
+    top_k: records a frame; least: initial value of the port
+    wh_frac, reg_frac: fraction bits of sizes and shifts
+    i: heat map; wh, reg: two lanes each; o: eight lanes, sw.ops.decode.FIELDS, signed
+
+    Members
+    -------
+    i, wh_i, reg_i: streams in; o: stream of records, one a beat, ``last`` marks the end of a frame
+    least: least value of a peak, may change between frames; left open it is the parameter
+    """
+
+    i: stream.Interface
+    wh_i: stream.Interface
+    reg_i: stream.Interface
+    o: stream.Interface
+    least: Signal
+
+    def __init__(
+        self, *, height: int, width: int, channels: int, top_k: int, least: int, wh_frac: int, reg_frac: int,
+        i: Lanes, wh: Lanes, reg: Lanes, o: Lanes,
+    ) -> None:  # fmt: skip
+        for name, lanes in (("wh", wh), ("reg", reg)):
+            if lanes.lanes != 2:
+                raise ValueError(f"{name} must have two lanes, not {lanes.lanes!r}")
+        if o.lanes != 8 or not o.signed:
+            raise ValueError(f"o must be signed and have 8 lanes, not {o!r}")
+        if not i.lowest <= least <= i.highest:
+            raise ValueError(f"least must be in {i.lowest}..{i.highest}, not {least!r}")
+        self.height, self.width, self.channels, self.i_lanes, self.o_lanes = height, width, channels, i, o
+        self.groups = i.beats(channels)
+        self.frac_bits = max(wh_frac + 1, reg_frac, 0)
+        self.half_shift, self.reg_shift = self.frac_bits - wh_frac - 1, self.frac_bits - reg_frac
+        self.window = WindowTaps(height=height, width=width, channels=channels, window=PEAK, i=i, fill=i.lowest)
+        self.label_bits = max((channels - 1).bit_length(), 1)
+        self.sorter = TopK(depth=top_k, value_bits=i.bits + (not i.signed), label_bits=self.label_bits, data_bits=4 * o.bits)
+        #: A beat with peaks, or a frame's last.
+        self.found = data.StructLayout({
+            "mask": i.lanes, "values": layout(i), "group": counter(self.groups, "g").shape(),
+            "row": counter(height, "r").shape(), "col": counter(width, "c").shape(),
+            "wh": layout(wh), "reg": layout(reg), "end": 1,
+        })  # fmt: skip
+        super().__init__({
+            "i": In(signature(i)), "wh_i": In(signature(wh)), "reg_i": In(signature(reg)), "o": Out(signature(o)),
+            "least": In(layout(i).elem_shape, init=least),
+        })  # fmt: skip
+
+    @property
+    def frame_cycles(self) -> int:
+        """One cycle a beat of the heat map, or the records if those are more.
+
+        The sorter's cycle for a frame's end falls on a beat without peaks; only a map of one pixel has none such.
+        """
+        pixels = self.height * self.width
+        return max(pixels * self.groups + (pixels == 1), self.sorter.frame_cycles)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.window, m.submodules.sorter = self.window, self.sorter
+        wiring.connect(m, wiring.flipped(self.i), self.window.i)
+        wide = Lanes(lanes=self.found.size, bits=1, signed=False)
+        m.submodules.queue = queue = Fifo(wide, QUEUE if self.i_lanes.lanes > 1 else 2)
+        m.submodules.slice = slice_ = Fifo(wide, 1)
+        self._find(m, slice_.i)
+        wiring.connect(m, slice_.o, queue.i)
+        self._boxes(m, *self._candidates(m, queue.o))
+        record = self.sorter.o.payload
+        boxes = [record.entry.data[k * self.o_lanes.bits : (k + 1) * self.o_lanes.bits] for k in range(4)]
+        fields = [record.valid, record.entry.label, record.entry.value, *(b.as_signed() for b in boxes), record.last]
+        m.d.comb += [self.o.payload[k].eq(value) for k, value in enumerate(fields)]
+        m.d.comb += [self.o.valid.eq(self.sorter.o.valid), self.sorter.o.ready.eq(self.o.ready)]
+        return m
+
+    def _find(self, m: Module, o: Any) -> None:
+        """Peaks of the windows that come, with the pixel's size and shift; beats without any are dropped."""
+        taps, lanes = self.window.o.payload, self.i_lanes.lanes
+        row, col, group = counter(self.height, "row"), counter(self.width, "col"), counter(self.groups, "group")
+        last_group, last_col, last_row = group == self.groups - 1, col == self.width - 1, row == self.height - 1
+        found = data.View(self.found, Signal(self.found, name="found"))
+        for k in range(lanes):
+            value = taps[4 * lanes + k]
+            # Outside lies the least value, so this holds there, but for a first pixel that is itself the least.
+            greater = Cat(value > taps[tap * lanes + k] for tap in range(4)).all() | ((row == 0) & (col == 0))
+            not_less = Cat(value >= taps[tap * lanes + k] for tap in range(5, 9)).all()
+            used = ~last_group if (self.groups - 1) * lanes + k >= self.channels else Const(1)
+            m.d.comb += [found.mask[k].eq(greater & not_less & (value >= self.least) & used), found.values[k].eq(value)]
+        m.d.comb += [
+            found.group.eq(group), found.row.eq(row), found.col.eq(col), found.end.eq(last_group & last_col & last_row),
+            found.wh.eq(self.wh_i.payload), found.reg.eq(self.reg_i.payload),
+        ]  # fmt: skip
+        valid, take, kept = Signal(), Signal(), Signal()
+        m.d.comb += [valid.eq(self.window.o.valid & self.wh_i.valid & self.reg_i.valid), kept.eq(found.mask.any() | found.end)]
+        m.d.comb += [o.valid.eq(valid & kept), o.payload.as_value().eq(found), take.eq(valid & (o.ready | ~kept))]
+        m.d.comb += [self.window.o.ready.eq(take), self.wh_i.ready.eq(take & last_group), self.reg_i.ready.eq(take & last_group)]
+        with m.If(take):
+            m.d.sync += group.eq(Mux(last_group, 0, group + 1))
+            with m.If(last_group):
+                m.d.sync += col.eq(Mux(last_col, 0, col + 1))
+                with m.If(last_col):
+                    m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+
+    def _candidates(self, m: Module, source: Any) -> tuple[Any, Value, Value, Value, Value, Signal]:
+        """The peaks of a beat one by one, the lowest class first: (beat, valid, value, label, end, ready)."""
+        beat = data.View(self.found, source.payload.as_value())
+        lanes = self.i_lanes.lanes
+        done = Signal(lanes)  # peaks of this beat that have gone
+        left, ready, final = Signal(lanes), Signal(), Signal()
+        first = Signal(lanes)
+        m.d.comb += [left.eq(beat.mask & ~done), first.eq(left & (~left + 1)), final.eq((left & ~first) == 0)]
+        with m.If(source.valid & ready):
+            m.d.sync += done.eq(Mux(final, 0, done | first))
+        m.d.comb += source.ready.eq(ready & final)
+        value, lane = Signal(self.i.payload.shape().elem_shape), counter(lanes, "lane")
+        for k in range(lanes):
+            with m.If(first[k]):
+                m.d.comb += [value.eq(beat["values"][k]), lane.eq(k)]
+        return beat, source.valid, value, (beat.group * lanes + lane)[: self.label_bits], beat.end & final, ready
+
+    def _boxes(self, m: Module, beat: Any, valid: Value, value: Value, label: Value, end: Value, ready: Signal) -> None:
+        """Centres and half sizes, then corners, a stage each, into the sorter."""
+        bits, entry = self.o_lanes.bits, self.sorter.i.payload
+        out = self.sorter.i
+        step = Signal()
+        m.d.comb += [step.eq(~out.valid | out.ready), ready.eq(step)]
+        here, held = Signal(), {}
+        for name, source in (("value", value), ("label", label), ("present", beat.mask.any()), ("end", end)):
+            held[name] = Signal(Value.cast(source).shape(), name=f"{name}_1", reset_less=True)
+            with m.If(step):
+                m.d.sync += held[name].eq(source)
+        centres, halves = ([Signal(signed(bits), name=f"{n}_{k}", reset_less=True) for k in "xy"] for n in ("centre", "half"))
+        with m.If(step):
+            m.d.sync += [here.eq(valid), out.valid.eq(here)]
+            for k, place in enumerate((beat.col, beat.row)):
+                size = beat.wh[k]
+                m.d.sync += centres[k].eq((place << self.frac_bits) + (beat.reg[k] << self.reg_shift))
+                m.d.sync += halves[k].eq(Mux(size > 0, size << self.half_shift, 0))
+            corners = [c - h for c, h in zip(centres, halves, strict=True)] + [c + h for c, h in zip(centres, halves, strict=True)]
+            m.d.sync += [entry.entry.data.eq(Cat(c[:bits] for c in corners)), entry.entry.value.eq(held["value"])]
+            m.d.sync += [entry.entry.label.eq(held["label"]), entry.present.eq(held["present"]), entry.end.eq(held["end"])]
+
+
+def layout(lanes: Lanes) -> data.ArrayLayout:
+    """Layout of a beat."""
+    return data.ArrayLayout(Shape(lanes.bits, lanes.signed), lanes.lanes)
