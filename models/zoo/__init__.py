@@ -18,6 +18,7 @@ NAMES: tuple[str, ...] = (
     "dcls",
     "secnn",
     "sortednet",
+    "tcnca",
     "tvconv",
     "metamixer",
     "convnext",
