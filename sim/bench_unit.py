@@ -36,6 +36,7 @@ class Source:
         self.mask = (1 << spec["lanes"]["lanes"] * spec["lanes"]["bits"]) - 1
         self.sent = 0
         self.valid = False
+        self.first: int | None = None
 
     def drive(self, willing: bool) -> bool:
         """Set the payload for this cycle; True if it is valid."""
@@ -45,8 +46,9 @@ class Source:
             self.handle.value = self.words[self.sent]
         return self.valid
 
-    def taken(self) -> None:
+    def taken(self, cycle: int) -> None:
         """The beat was accepted in this cycle."""
+        self.first = cycle if self.first is None else self.first
         self.sent += 1
         self.valid = False
 
@@ -66,6 +68,7 @@ class Sink:
         self.errors: list[str] = []
         self.held: int | None = None
         self.got = 0
+        self.first: int | None = None
         self.frame_ends: list[int] = []
 
     def where(self) -> str:
@@ -89,6 +92,7 @@ class Sink:
             self.fail(f"payload changed from {self.held:#x} to {got:#x} while it waited")
         self.held = None if ready else got
         if ready:
+            self.first = cycle if self.first is None else self.first
             self.compare(got)
             self.got += 1
             if self.got % self.spec["frame_beats"] == 0:
@@ -155,6 +159,9 @@ async def matches_golden(dut: Any, stall_i: bool, stall_o: bool) -> None:
     dut.rst.value = 0
     await drive(dut, sources, sinks, will_i, will_o, max_cycles)
     clock.stop()
+    if not (stall_i or stall_o):
+        times = {"first_in": [s.first for s in sources], "first_out": [s.first for s in sinks], "ends": [s.frame_ends for s in sinks]}
+        Path("times.json").write_text(json.dumps(times))
     errors = [error for sink in sinks for error in sink.finish(full_rate=not (stall_i or stall_o))]
     errors += [f"{title(s.spec)}: only {s.sent} of {len(s.words)} beats were taken" for s in sources if s.sent < len(s.words)]
     if errors:
@@ -184,5 +191,5 @@ async def drive(dut: Any, sources: list[Source], sinks: list[Sink], will_i: Any,
             return
         for k, source in enumerate(sources):
             if valid[k] and accepted >> k & 1:
-                source.taken()
+                source.taken(cycle)
                 source.idle()

@@ -44,7 +44,8 @@ class Case:
     """A unit, the operator that it implements, and frames to try: one (N, H, W, C) array for each input.
 
     ``op`` is anything with ``golden(*inputs)``. At least three frames are needed for the throughput to be checked.
-    ``pysim``: also run it in the Amaranth simulator (keep these small).
+    ``pysim``: also run it in the Amaranth simulator (keep these small). ``interval``: cycles a frame to expect of a unit that
+    knows no frames (default: what the unit says).
     """
 
     name: str
@@ -52,10 +53,17 @@ class Case:
     op: Op
     inputs: tuple[Array, ...]
     pysim: bool = False
+    interval: int | None = None
     outputs: tuple[Array, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", self.op.golden(*self.inputs))
+
+    @property
+    def frame_cycles(self) -> int:
+        """Cycles a frame to expect."""
+        cycles: int = self.unit.frame_cycles if self.interval is None else self.interval
+        return cycles
 
 
 class Bench(wiring.Component):  # type: ignore[misc]
@@ -154,9 +162,9 @@ def write_vectors(cases: Sequence[Case], bench: Bench, folder: Path) -> None:
             beats[name] = pack(array, lanes, garbage=None if direction else rng)
             plan[side].append({
                 "name": name, "case": case.name, "unit": type(case.unit).__name__, "port": port, "lanes": asdict(lanes),
-                "shape": array.shape[1:], "frame_beats": len(beats[name]) // len(array), "frame_cycles": case.unit.frame_cycles,
+                "shape": array.shape[1:], "frame_beats": len(beats[name]) // len(array), "frame_cycles": case.frame_cycles,
             })  # fmt: skip
-    plan["max_cycles"] = 2000 + SLOWDOWN * max(case.unit.frame_cycles * (len(case.inputs[0]) + 1) for case in cases)
+    plan["max_cycles"] = 2000 + SLOWDOWN * max(case.frame_cycles * (len(case.inputs[0]) + 1) for case in cases)
     np.savez(folder / "beats.npz", **beats)  # type: ignore[arg-type]
     (folder / "plan.json").write_text(json.dumps(plan))
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from sw import steps
-from sw.bench import bench as measure
+from sw.cli_bench import add_bench
 from sw.cli_zoo import add_verbs
 from sw.demo import demo as whole_chain
 from sw.errors import WarploomError
@@ -49,20 +49,22 @@ class Interrupted(Exception):
     """Ctrl-C, under a name that typer does not swallow."""
 
 
+def stoppable(function: Callable[..., None]) -> Callable[..., None]:
+    """``function``, whose KeyboardInterrupt keeps a name of its own."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+    return run
+
+
 def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a verb of the command line."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except KeyboardInterrupt:
-                raise Interrupted from None
-
-        return app.command(name)(run)
-
-    return register
+    return lambda function: app.command(name)(stoppable(function))
 
 
 class BackendName(StrEnum):
@@ -308,24 +310,6 @@ def report(run: Run = Path("runs/default"), as_json: Json = False) -> None:
 
 
 @verb()
-def bench(
-    run: Annotated[Path | None, typer.Option("--run", help="A run with a compiled design (default: a micro network).")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images a round.")] = 4,
-    as_json: Json = False,
-) -> None:
-    """Speed of golden, PyTorch and simulated Verilog in one run, as ratios."""
-    record = measure(run, images=images)
-    if as_json:
-        print(json.dumps(record))
-        return
-    table = Table("backend", "images a second", "times golden")
-    for row in record["backends"]:
-        table.add_row(row["backend"], f"{row['images_per_second']:.2f}", f"{row['times_golden']:.3f}")
-    screen.print(table)
-    show(record, False, "run", "images", "cycles_per_second")
-
-
-@verb()
 def demo(
     run: Run = Path("runs/demo"),
     data: Annotated[Path | None, typer.Option("--data", help="A VOC folder instead of the embedded digits.")] = None,
@@ -345,6 +329,7 @@ def demo(
         raise typer.Exit(1)
 
 
+add_bench(app, screen, bars, say, stoppable)
 add_verbs(app, screen, bars)
 
 

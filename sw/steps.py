@@ -48,6 +48,7 @@ UPWARD = {
     "exercise": "models.exercise:exercise_offsets",
     "export": "models.export:export_qonnx",
     "verilator": "sim.accelerator:VerilatorAccelerator",
+    "measure": "sim.measure:measure",
     "recording": "sim.accelerator:Recording",
     "stalls": "sim.accelerator:Stalls",
 }

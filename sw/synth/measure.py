@@ -20,11 +20,12 @@ from sw.targets import DEVICES
 
 Family = Literal["xcup", "ecp5"]
 TOP = "unit"
-#: ABC9 asserts on the nets of some of Amaranth's Verilog (Yosys issue 4349); nets split bit by bit do not trip it.
-SCRIPTS: dict[Family, Sequence[str]] = {
-    "xcup": (f"synth_xilinx -family xcup -noiopad -flatten -top {TOP}",),
-    "ecp5": (f"synth_ecp5 -top {TOP} -run :map_luts", "splitnets", f"synth_ecp5 -top {TOP} -run map_luts:"),
+SYNTH: dict[Family, str] = {
+    "xcup": f"synth_xilinx -family xcup -noiopad -flatten -top {TOP}",
+    "ecp5": f"synth_ecp5 -top {TOP}",
 }
+#: ABC9 asserts on the nets of some of Amaranth's Verilog (Yosys issue 4349); nets split bit by bit do not trip it.
+SCRIPTS = {family: (f"{synth} -run :map_luts", "splitnets", f"{synth} -run map_luts:") for family, synth in SYNTH.items()}
 PLACE = ("--85k", "--speed", "6", "--package", "CABGA381", "--freq", "200", "--timing-allow-fail")
 
 

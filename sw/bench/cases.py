@@ -1,0 +1,247 @@
+# amaranth: UnusedElaboratable=no
+"""The units that ``warploom bench units`` measures, by name: a unit, its golden model and frames to feed it.
+
+A case is one line in :func:`cases`; "group/variant" names let ``--case group`` choose all of a group. Weights have 4 bits and activations
+8 unless said otherwise (W4A8).
+"""
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hw.chain import Chain
+from hw.lib.fifo import Fifo
+from hw.lib.fork import Fork
+from hw.lib.regroup import Regroup
+from hw.params import Lanes, Window
+from sw.lower import BUILDERS, lanes
+from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
+from sw.ops.base import Array
+
+#: Frames that go through a unit back to back: enough for two equal intervals after the first.
+FRAMES = 4
+SAME3 = Window(kernel=(3, 3), pad=(1, 1, 1, 1))
+
+
+class Copies:
+    """Golden model of units that only pass beats on, to ``count`` outputs."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+    def golden(self, x: Array) -> tuple[Array, ...]:
+        return (x,) * self.count
+
+
+class Sequence_:
+    """Golden model of operators one after the other."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.ops = ops
+
+    def golden(self, *inputs: Array) -> tuple[Array, ...]:
+        for op in self.ops:
+            inputs = op.golden(*inputs)
+        return inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCase:
+    """What is measured under one name.
+
+    ``make`` builds the unit (anew each time: units are elaborated once); ``model`` has ``golden``; ``types`` are the input maps;
+    ``multiplications`` by weights a frame takes and ``multipliers`` the unit has (0 where there are none); ``plain``: name of the
+    case that ``ratio_to_plain`` refers to; ``feed`` replaces random frames; ``interval``: what a part that knows no frames must reach.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    model: Any
+    types: tuple[TensorType, ...]
+    multiplications: int = 0
+    multipliers: int = 0
+    plain: str | None = None
+    feed: Callable[[], tuple[Array, ...]] | None = None
+    interval: int | None = None
+    unit: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        made = self.make()
+        parts = [p for p in getattr(made, "parts", [made]) if not isinstance(p, Regroup) or p is made]
+        object.__setattr__(self, "unit", " + ".join(type(part).__name__ for part in parts))
+
+    def frames(self, count: int = FRAMES) -> tuple[Array, ...]:
+        """Input maps (N, H, W, C), the first of extremes; the same for the same name."""
+        if self.feed is not None:
+            return tuple(np.concatenate([x] * -(-count // len(x)))[:count] for x in self.feed())
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        maps = [rng.integers(t.lowest, t.highest + 1, (count, *t.shape)) for t in self.types]
+        for x, t in zip(maps, self.types, strict=True):
+            x[0] = rng.choice([t.lowest, t.highest], t.shape)
+        return tuple(maps)
+
+
+def kind(height: int, width: int, channels: int, bits: int = 8, signed: bool = False) -> TensorType:
+    """A map of activations."""
+    return TensorType(height=height, width=width, channels=channels, bits=bits, signed=signed)
+
+
+def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], **more: Any) -> UnitCase:
+    """Operators with one input and one output in sequence, each with its lanes in and out, built as the compiler builds them."""
+    types = [x]
+    for op, _, _ in stages:
+        types += op.infer(types[-1])
+    sides = [(lanes(a, i), lanes(b, o)) for (_, i, o), (a, b) in zip(stages, pairwise(types), strict=True)]
+
+    def units() -> list[Any]:
+        return [BUILDERS[type(op)](op, [t], *side) for (op, _, _), t, side in zip(stages, types, sides, strict=False)]
+
+    def make() -> Any:
+        made = units()
+        return made[0] if len(made) == 1 else Chain(made, [(t.channels, t.pixels) for t in types[1:]], sides)
+
+    ops = [op for op, _, _ in stages]
+    work = [(op.multiplications(t), unit.multipliers) for op, t, unit in zip(ops, types, units(), strict=False)]
+    return UnitCase(
+        name=name, make=make, model=Sequence_(ops), types=(x,), multiplications=sum(n for n, _ in work),
+        multipliers=sum(k for n, k in work if n), **more,
+    )  # fmt: skip
+
+
+def joined(name: str, types: tuple[TensorType, ...], op: Op, i: int, o: int, **more: Any) -> UnitCase:
+    """One operator with several inputs."""
+    (out,) = op.infer(*types)
+    case = UnitCase(
+        name=name, make=lambda: BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o)), model=op, types=types,
+        multiplications=op.multiplications(*types), **more,
+    )  # fmt: skip
+    object.__setattr__(case, "multipliers", case.make().multipliers if case.multiplications else 0)
+    return case
+
+
+def weights(name: str, *shape: int, bits: int = 4) -> Array:
+    """Narrow random weights, none of them 0."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    high = (1 << bits - 1) - 1
+    magnitude = rng.integers(1, high + 1, shape)
+    return np.where(rng.random(shape) < 0.5, -magnitude, magnitude)
+
+
+def conv(name: str, inputs: int, outputs: int, window: Window | None = None, bits: int = 4) -> Conv:
+    """A convolution with random weights and bias."""
+    window = window or Window()
+    return Conv(weights=weights(name, outputs, *window.kernel, inputs, bits=bits), bias=weights(name, outputs, bits=12), window=window)
+
+
+def depthwise(name: str, channels: int, window: Window = SAME3) -> Depthwise:
+    """A depthwise convolution with random weights and bias."""
+    return Depthwise(weights=weights(name, *window.kernel, channels), bias=weights(name, channels, bits=12), window=window)
+
+
+def requant(name: str, acc: TensorType, *, relu: bool = True) -> Requant:
+    """A requantizer that brings accumulators to 8 bits: odd multipliers of 16 bits and shifts, both of their own for each channel."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    multiplier = rng.integers(1 << 14, 1 << 15, acc.channels) * 2 + 1
+    shift = rng.integers(acc.bits + 6, acc.bits + 9, acc.channels)
+    low, high = (0, 255) if relu else (-128, 127)
+    return Requant(multiplier=multiplier, shift=shift, low=low, high=high, bits=8, signed=not relu)
+
+
+def with_requant(name: str, x: TensorType, op: Op, i: int, o: int) -> UnitCase:
+    """An operator and the requantizer behind it."""
+    (acc,) = op.infer(x)
+    return chain(name, x, (op, i, o), (requant(name, acc), o, o))
+
+
+def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int) -> UnitCase:
+    """Depthwise 3×3 and pointwise 32 → 64 on 16×16, each requantized."""
+    x = kind(16, 16, 32)
+    first, second = depthwise(name, 32), conv(name, 32, 64)
+    (acc,) = first.infer(x)
+    scale = requant(name, acc, relu=False)
+    (mid,) = scale.infer(acc)
+    (out,) = second.infer(mid)
+    return chain(name, x, (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), pe, pe))
+
+
+#: Offset patterns of the deformable case; whatever they are, the interval must be that of the plain unit.
+PATTERNS = ("low", "high", "alternating", "random", "equal")
+
+
+def deform(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> UnitCase:
+    """Square deformable, s in [-7, 8], beside the plain depthwise unit of as many lanes."""
+    name = f"deform/{pattern}" if frac_bits == 3 else f"deform_rounded/{pattern}"
+    low, high = -8 << frac_bits, (8 << frac_bits) - (1 << frac_bits)
+    op = Deform(weights=weights(name, 3, 3, channels), bias=weights(name, channels, bits=12), frac_bits=frac_bits, low=low, high=high)
+    types = kind(size, size, channels), kind(size, size, 1, 4 + frac_bits, True)
+
+    def feed() -> tuple[Array, ...]:
+        rng = np.random.default_rng(5)
+        shape = (FRAMES, size, size, 1)
+        offsets: dict[str, Array] = {
+            "low": np.full(shape, low), "high": np.full(shape, high), "equal": np.full(shape, 2),
+            "alternating": np.where(np.indices(shape).sum(axis=0) % 2, low, high), "random": rng.integers(low, high + 1, shape),
+        }  # fmt: skip
+        return rng.integers(0, 256, (FRAMES, size, size, channels)), offsets[pattern]
+
+    return joined(name, types, op, count, count, plain=f"depthwise/deform_{size}x{size}x{channels}_{count}", feed=feed)
+
+
+def moved(name: str, make: Callable[[], Any], model: Any, x: TensorType, interval: int | None = None) -> UnitCase:
+    """A part that only moves beats."""
+    return UnitCase(name=name, make=make, model=model, types=(x,), interval=interval)
+
+
+def _matrices() -> Iterable[UnitCase]:
+    x = kind(16, 16, 64)
+    for pe, simd in ((32, 2), (64, 1), (8, 8)):
+        name = f"pointwise/pe{pe}_simd{simd}"
+        yield with_requant(name, x, conv("pointwise", 64, 64), simd, pe)
+    yield depthwise_pointwise("depthwise_pointwise/8", 8, 2, 32)
+    yield depthwise_pointwise("depthwise_pointwise/9", 9, 2, 32)
+    yield depthwise_pointwise("depthwise_pointwise/11", 11, 2, 32)
+    yield chain("conv3x3/pe8_simd4", kind(8, 8, 16), (conv("conv3x3", 16, 16, SAME3), 4, 8))
+    stem = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
+    yield chain("stem/pe8_simd3", kind(32, 32, 3), (conv("stem", 3, 24, stem, bits=8), 3, 8))
+
+
+def _windows() -> Iterable[UnitCase]:
+    yield chain("depthwise/deform_32x32x64_16", kind(32, 32, 64), (depthwise("plain", 64), 16, 16))
+    yield chain("depthwise/deform_16x16x16_8", kind(16, 16, 16), (depthwise("plain", 16), 8, 8))
+    for k in (3, 5, 7, 9):
+        window = Window(kernel=(k, k), pad=(k // 2,) * 4)
+        yield chain(f"depthwise/k{k}", kind(16, 16, 32), (depthwise("k", 32, window), 8, 8))
+    yield chain("depthwise/stride2", kind(16, 16, 32), (depthwise("s", 32, Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))), 8, 8))
+    yield chain("depthwise/dilated", kind(16, 16, 32), (depthwise("d", 32, Window(kernel=(3, 3), dilation=(2, 2), pad=(2, 2, 2, 2))), 8, 8))
+    yield from (deform(pattern, 32, 64, 16, 3) for pattern in PATTERNS)
+    yield from (deform(pattern, 16, 16, 8, 0) for pattern in ("alternating", "random"))
+    yield chain("max_pool", kind(16, 16, 32), (MaxPool(window=Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))), 8, 8))
+
+
+def _rest() -> Iterable[UnitCase]:
+    acc = kind(16, 16, 64, 20, True)
+    for count in (4, 16):
+        yield chain(f"requant/{count}", acc, (requant("requant", acc), count, count))
+    x = kind(16, 16, 32)
+    i = Lanes(lanes=8, bits=8, signed=False)
+    yield joined("add", (x, x), Add(), 8, 8)
+    yield joined("concat/in_order", (x, x), Concat(), 8, 8)
+    yield joined("concat/interleaved", (x, x), Concat(interleave=True), 8, 8)
+    yield moved("split", lambda: BUILDERS[Split](Split(sizes=(16, 16)), [x], i, i), Split(sizes=(16, 16)), x)
+    yield chain("shuffle", x, (Shuffle(groups=2), 8, 8))
+    yield chain("upsample", kind(8, 8, 32), (Upsample(factor=2), 8, 8))
+    beats = x.pixels * i.beats(x.channels)
+    yield from (moved(f"fifo/{depth}", partial(Fifo, i, depth), Copies(), x, beats) for depth in (1, 2, 32, 512))
+    yield moved("fork", partial(Fork, i, 2), Copies(2), x, beats)
+    yield from (moved(f"regroup/8to{o}", partial(Regroup, channels=32, i=i, o_lanes=o, pixels=256), Copies(), x) for o in (3, 4, 32))
+
+
+def cases() -> dict[str, UnitCase]:
+    """All cases by name."""
+    return {case.name: case for group in (_matrices(), _windows(), _rest()) for case in group}

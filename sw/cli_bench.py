@@ -1,0 +1,70 @@
+"""``warploom bench``: speed of the backends, and of every hardware unit."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sw.bench.backends import bench as measure
+from sw.bench.units import KEYS, bench_units
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
+#: Wraps a verb, so that Ctrl-C ends it well.
+Wrap = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say: Callable[[str], None], stoppable: Wrap) -> None:
+    """Register ``bench`` and its verbs with the command line; ``stoppable`` wraps what Ctrl-C may end."""
+    bench = typer.Typer(help="Speed of golden, PyTorch and simulated Verilog as ratios; `units`: every hardware unit.")
+    app.add_typer(bench, name="bench")
+
+    @bench.callback(invoke_without_command=True)
+    @stoppable
+    def backends(
+        context: typer.Context,
+        run: Annotated[Path | None, typer.Option("--run", help="A run with a compiled design (default: a micro network).")] = None,
+        images: Annotated[int, typer.Option(min=1, help="Images a round.")] = 4,
+        as_json: Json = False,
+    ) -> None:
+        """Speed of golden, PyTorch and simulated Verilog in one run, as ratios."""
+        if context.invoked_subcommand is not None:
+            return
+        record = measure(run, images=images)
+        if as_json:
+            print(json.dumps(record))
+            return
+        table = Table("backend", "images a second", "times golden")
+        for row in record["backends"]:
+            table.add_row(row["backend"], f"{row['images_per_second']:.2f}", f"{row['times_golden']:.3f}")
+        screen.print(table)
+        screen.print(f"{record['run']}, {record['images']} images, {record['cycles_per_second']:,.0f} cycles a second", markup=False)
+
+    @bench.command()
+    @stoppable
+    def units(
+        case: Annotated[str | None, typer.Option("--case", help="One case, or all of a group (the part before the slash).")] = None,
+        as_json: Json = False,
+    ) -> None:
+        """Cycles, efficiency, area and frequency of hardware units; repeat the command to continue after an interruption."""
+        with bars("bench units") as progress:
+            records = bench_units(case, step=say, done=progress)
+        if as_json:
+            print(json.dumps(records))
+            return
+        table = Table(*(key.replace("_", " ") for key in KEYS))
+        for record in records:
+            table.add_row(*(_text(record[key]) for key in KEYS))
+        screen.print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
