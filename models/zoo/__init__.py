@@ -28,6 +28,7 @@ NAMES: tuple[str, ...] = (
     "attnet",
     "dsm",
     "convbn",
+    "filter_db",
 )
 
 
