@@ -29,6 +29,7 @@ NAMES: tuple[str, ...] = (
     "dsm",
     "convbn",
     "filter_db",
+    "dymu",
 )
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,93 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
         return cast(Tensor, self.proj(y.transpose(1, 2).flatten(2)))
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), CLIP's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.702 * x).sigmoid()
+
+
+class TokenBlock(nn.Module):
+    """Pre-norm transformer block in two halves, for methods that change the tokens (N, L, dim) between them.
+
+    ``hidden``: width of the MLP, 4 dim if None.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden: int | None = None, act: Callable[[], nn.Module] = nn.GELU, eps: float = 1e-5) -> None:
+        super().__init__()
+        hidden = 4 * dim if hidden is None else hidden
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim, eps=eps), Attention(dim, heads), nn.LayerNorm(dim, eps=eps)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), act(), nn.Linear(hidden, dim))
+
+    def attend(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x + attention, and the keys' mean over the heads (N, L, dim / heads).
+
+        ``size`` (N, L): log(size) is added to the logits of a key (ToMe's proportional attention), so that size 0 hides a token.
+        """
+        q, k, v = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.attn.heads, -1)).permute(2, 0, 3, 1, 4)
+        logits = q @ k.mT * k.shape[-1] ** -0.5
+        if size is not None:
+            logits = logits + size.log()[:, None, None]
+        y = logits.softmax(-1).to(v.dtype) @ v
+        return x + self.attn.proj(y.transpose(1, 2).flatten(2)), k.mean(1)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """x + MLP."""
+        return x + cast(Tensor, self.mlp(self.norm2(x)))
+
+    def forward(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        return self.feed(self.attend(x, size)[0])
+
+
+class VisionTransformer(nn.Module):
+    """ViT as in CLIP (arXiv 2103.00020) or, with ``clip`` False, as in SigLIP (arXiv 2303.15343, without its pooling head).
+
+    (N, inputs, image, image) -> tokens (N, P [+ 1], width); with ``outputs`` the class token's projection, (N, outputs). CLIP has a class
+    token, a norm before the blocks, QuickGELU and no bias in the patch convolution; SigLIP has none of the first two, GELU by tanh, a bias.
+    """
+
+    def __init__(
+        self, image: int, patch: int, width: int, depth: int, heads: int, *, hidden: int | None = None, inputs: int = 3,
+        clip: bool = True, outputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        if patch < 1 or image < patch:
+            raise ValueError(f"patch must be in 1..image {image}, not {patch!r}")
+        if outputs is not None and not clip:
+            raise ValueError(f"outputs must be None without a class token, not {outputs!r}")
+        self.image, self.patches, eps = image, (image // patch) ** 2, 1e-5 if clip else 1e-6
+        self.conv = nn.Conv2d(inputs, width, patch, patch, bias=not clip)
+        self.cls = nn.Parameter(torch.randn(width) * width**-0.5) if clip else None
+        self.pos = nn.Parameter(torch.randn(self.patches + clip, width) * width**-0.5)
+        self.norm_pre: nn.Module = nn.LayerNorm(width, eps=eps) if clip else nn.Identity()
+        act: Callable[[], nn.Module] = QuickGELU if clip else partial(nn.GELU, "tanh")
+        self.blocks = nn.ModuleList(TokenBlock(width, heads, hidden, act, eps) for _ in range(depth))
+        self.norm_post = nn.LayerNorm(width, eps=eps)
+        self.proj = None if outputs is None else nn.Linear(width, outputs, bias=False)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Patches, behind the class token if there is one, with their positions: (N, P [+ 1], width)."""
+        if tuple(x.shape[-2:]) != (self.image, self.image):
+            raise ValueError(f"x must be images of {self.image} × {self.image}, not {tuple(x.shape)!r}")
+        y = cast(Tensor, self.conv(x)).flatten(2).mT
+        if self.cls is not None:
+            y = torch.cat((self.cls.to(y.dtype).expand(len(y), 1, -1), y), 1)
+        return y + self.pos
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """The norm after the blocks, and the projection of the class token."""
+        if self.proj is None:
+            return cast(Tensor, self.norm_post(tokens))
+        return cast(Tensor, self.proj(self.norm_post(tokens[:, 0])))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm_pre(self.embed(x))
+        for block in self.blocks:
+            y = block(y)
+        return self.head(y)
 
 
 class DropPath(nn.Module):
