@@ -20,6 +20,7 @@ NAMES: tuple[str, ...] = (
     "sortednet",
     "tcnca",
     "tvconv",
+    "hyperzzw",
     "metamixer",
     "convnext",
     "unireplknet",
