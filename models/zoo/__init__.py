@@ -31,6 +31,7 @@ NAMES: tuple[str, ...] = (
     "convbn",
     "filter_db",
     "dymu",
+    "overlock",
 )
 
 
