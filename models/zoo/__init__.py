@@ -32,6 +32,7 @@ NAMES: tuple[str, ...] = (
     "filter_db",
     "dymu",
     "overlock",
+    "spark",
 )
 
 

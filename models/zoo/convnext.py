@@ -75,7 +75,7 @@ class ConvNeXtTrunk(nn.Module):
         super().__init__()
         if len(depths) != len(dims) or not dims:
             raise ValueError(f"depths must be as many as dims {tuple(dims)}, not {tuple(depths)!r}")
-        self.least = 2 ** (len(dims) + 1)
+        self.dims, self.least = tuple(dims), 2 ** (len(dims) + 1)
         self.downsample_layers = nn.ModuleList([nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), _norm(norm, dims[0]))])
         for a, b in pairwise(dims):
             self.downsample_layers.append(nn.Sequential(_norm(norm, a), nn.Conv2d(a, b, 2, 2)))
