@@ -16,15 +16,21 @@ DRAWN = 0.3
 
 
 def evaluate(
-    backend: Backend, data: Path, split: str, images: int | None = None, batch: int = 32, progress: Callable[[int, int], None] | None = None
+    backend: Backend,
+    data: Path,
+    split: str,
+    images: int | None = None,
+    batch: int = 32,
+    flip_test: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """AP50 (area metric, single pass) and the 11-point figure of ``backend`` on the first ``images`` of a split (None: all).
+    """AP50 (area metric) and the 11-point figure of ``backend``, without and with NMS, on the first ``images`` of a split (None: all).
 
     Raises DataError if the data's classes are not the model's.
     """
     folder = VocFolder(data, find_split(data, split), backend.classes)
     folder.check()
-    result = score(backend.network, folder, backend.size, images=images, batch=batch, progress=progress)
+    result = score(backend.network, folder, backend.size, images=images, batch=batch, flip_test=flip_test, progress=progress)
     return {"backend": backend.name, "split": folder.split, "data": str(data), **result}
 
 

@@ -1,8 +1,9 @@
 """CenterNet's targets and losses (Zhou et al., Objects as Points, arXiv 1904.07850), with CornerNet's original radius formula."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,11 @@ class Targets:
     reg: Tensor
     weight: Tensor
     objects: int
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on another device."""
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def gaussian_radius(height: float, width: float, min_overlap: float = MIN_OVERLAP) -> float:
@@ -132,7 +138,8 @@ def make_targets(
     else:
         index = torch.tensor(where, dtype=torch.int64).reshape(-1, 3)
         numbers = torch.tensor(extent, dtype=torch.float32).reshape(-1, 5)
-    return Targets(torch.from_numpy(hm), *index.T, numbers[:, :2], numbers[:, 2:4], numbers[:, 4], objects)
+    image_of, row_of, column_of = index.unbind(1)
+    return Targets(torch.from_numpy(hm), image_of, row_of, column_of, numbers[:, :2], numbers[:, 2:4], numbers[:, 4], objects)
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def evaluate_voc(
     return {
         key: float(np.mean([row["ap"] for row in counted])),
         f"{key}_11": float(np.mean([row["ap_11"] for row in counted])),
-        "metric": f"VOC area under the precision-recall curve, IoU >= {iou:g}, difficult ignored, single pass",
+        "metric": f"VOC area under the precision-recall curve, IoU >= {iou:g}, difficult ignored",
         "images": len(ground_truth),
         "per_class": per_class,
     }

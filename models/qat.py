@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import floor, log2
 from typing import Any
 
@@ -18,9 +22,8 @@ from models.quantizers import (
     Image8,
     QuantConv,
     QuantDeform,
-    Signed8,
     Signed16,
-    Unsigned8,
+    activation_quantizer,
     offset_quantizer,
     quant_conv,
     quantizer_of,
@@ -29,6 +32,34 @@ from models.quantizers import (
 
 #: A head's values stay below this many steps, so that no value can be a tie (DESIGN.md 3).
 HEAD_LIMIT = 2**14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Bit widths by module path: the last pattern (as of file names) that matches decides. W4A8 with an 8-bit stem unless told otherwise.
+
+    weights: of convolutions' paths. activations: of the paths of the places where an activation is quantized; where a concat or an
+    addition joins several, the first of them decides. Images, offsets and head maps have fixed forms.
+    """
+
+    weights: dict[str, int] = dataclasses.field(default_factory=lambda: {"*": 4, "conv1.0": 8})
+    activations: dict[str, int] = dataclasses.field(default_factory=lambda: {"*": 8})
+
+    def __post_init__(self) -> None:
+        for what in ("weights", "activations"):
+            for pattern, bits in getattr(self, what).items():
+                if not isinstance(bits, int) or not 2 <= bits <= 8:
+                    raise ValueError(f"bits of {what} must be in 2..8, not {bits!r} for {pattern!r}")
+
+    @staticmethod
+    def _find(table: dict[str, int], path: str) -> int:
+        return [bits for pattern, bits in table.items() if fnmatchcase(path, pattern)][-1]
+
+    def weight(self, path: str) -> int:
+        return self._find({"*": 4} | self.weights, path)
+
+    def activation(self, path: str) -> int:
+        return self._find({"*": 8} | self.activations, path)
 
 
 @torch.no_grad()
@@ -45,24 +76,25 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return folded
 
 
-def _slot(module: nn.Module, *, head: bool, frac_bits: int) -> nn.Module:
+def _slot(module: nn.Module, *, head: bool, frac_bits: int, bits: int) -> nn.Module:
     """The Brevitas layer for the place of a quantizer."""
-    slot: nn.Module = qnn.QuantIdentity(act_quant=Signed16 if head else Signed8)
+    slot: nn.Module = qnn.QuantIdentity(act_quant=Signed16 if head else activation_quantizer(bits, signed=True))
     if isinstance(module, nn.ReLU):
-        slot = qnn.QuantReLU(act_quant=Unsigned8)
+        slot = qnn.QuantReLU(act_quant=activation_quantizer(bits, signed=False))
     elif isinstance(module, nn.Hardtanh):
         slot = qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits))
     return slot
 
 
-def prepare(model: Codenet) -> Codenet:
+def prepare(model: Codenet, bits: Bits | None = None) -> Codenet:
     """A copy of ``model`` with folded batch norms and quantizers everywhere, scales of weights set, activations not calibrated yet."""
-    model = copy.deepcopy(model)
+    model, bits = copy.deepcopy(model), bits or Bits()
     layers, shared = find_layers(model)
     model.set_submodule("input", qnn.QuantIdentity(act_quant=Image8))
     for layer in layers:
         conv = model.get_submodule(layer.conv)
-        slot = _slot(model.get_submodule(layer.slot), head=layer.output is not None, frac_bits=model.config.frac_bits)
+        is_head, wide = layer.output is not None, bits.activation(layer.slot)
+        slot = _slot(model.get_submodule(layer.slot), head=is_head, frac_bits=model.config.frac_bits, bits=wide)
         if layer.norm is not None:
             norm = model.get_submodule(layer.norm)
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
@@ -71,7 +103,7 @@ def prepare(model: Codenet) -> Codenet:
         model.set_submodule(layer.slot, slot)
         if isinstance(conv, Add):
             continue
-        model.set_submodule(layer.conv, _quantized(conv, stem=layer.source == "input"))
+        model.set_submodule(layer.conv, _quantized(conv, bits.weight(layer.conv)))
     for group in shared:
         for path in group[1:]:
             model.get_submodule(path).act_quant = model.get_submodule(group[0]).act_quant
@@ -82,14 +114,15 @@ def prepare(model: Codenet) -> Codenet:
         assert isinstance(placed, (QuantConv, QuantDeform))
         placed.place(model.get_submodule(layer.source), model.get_submodule(layer.slot))
         start_scales(placed)
+    model.bits = bits  # type: ignore[assignment]
     return model
 
 
-def _quantized(conv: nn.Module, *, stem: bool) -> QuantConv | QuantDeform:
+def _quantized(conv: nn.Module, bits: int) -> QuantConv | QuantDeform:
     if isinstance(conv, nn.Conv2d):
-        return quant_conv(conv, 8 if stem else 4)
+        return quant_conv(conv, bits)
     assert isinstance(conv, SquareDeform)
-    deform = QuantDeform(conv.channels)
+    deform = QuantDeform(conv.channels, bits)
     with torch.no_grad():
         deform.weight.copy_(conv.weight)
     return deform
@@ -117,6 +150,25 @@ def calibrate(model: Codenet, batches: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
+def reestimate_batch_norm(model: Codenet, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every batch norm by those of ``batches`` of network inputs (N, 3, H, W), all weighted alike.
+
+    The averages that training leaves lag behind the weights and saw cropped, recoloured views ("precise batch norm").
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    model.train()
+    for batch in batches:
+        model(batch)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@torch.no_grad()
 def settle_heads(model: nn.Module) -> None:
     """Choose the heads' scales from their present weights: the finest at which no input can reach HEAD_LIMIT steps."""
     for layer in quant_layers(model):
@@ -131,13 +183,22 @@ def settle_heads(model: nn.Module) -> None:
 
 def pack(model: Codenet) -> dict[str, Any]:
     """What a checkpoint needs to rebuild a prepared model."""
-    return {"config": model.config.to_json(), "state": {name: value.detach().clone() for name, value in model.state_dict().items()}}
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {"config": model.config.to_json(), "bits": json.dumps(dataclasses.asdict(bits_of(model))), "state": state}
+
+
+def bits_of(model: nn.Module) -> Bits:
+    """The bit widths that ``prepare`` gave a model."""
+    bits = model.bits
+    assert isinstance(bits, Bits)
+    return bits
 
 
 def unpack(content: dict[str, Any]) -> Codenet:
     """The prepared model in eval mode that ``pack`` described; ValueError if it is none."""
     try:
-        model = prepare(Codenet(CodenetConfig.from_json(content["config"])).eval())
+        bits = Bits(**json.loads(content["bits"]))
+        model = prepare(Codenet(CodenetConfig.from_json(content["config"])).eval(), bits)
         model.load_state_dict(content["state"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"not a quantized checkpoint: {str(error)[:200]}") from error

@@ -1,8 +1,10 @@
 """Quantization-aware training: all weights, biases and weight scales, taught by data and by the float network's maps."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from models import checkpoint
+from models.batches import Batch, Batches, Views
 from models.data.voc import VocFolder, find_split
 from models.detectors.codenet import Codenet, images_to_input
+from models.epochs import History, Watch, best_epoch, run_epochs, write_json
 from models.export import export_qonnx
 from models.frozen import FrozenNetwork, freeze
 from models.losses import WH_WEIGHT, detection_loss
-from models.qat import calibrate, pack, prepare, settle_heads, unpack
+from models.qat import Bits, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, unpack
+from models.schedules import cosine_lr
 from models.score import score, torch_network
-from models.train import Batch, Batches, Views, cosine_lr, evaluate_float, run_epochs, write_json
+from models.train import evaluate_float, validation_folder
 from sw.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -27,6 +32,50 @@ logger = logging.getLogger(__name__)
 CALIBRATION_IMAGES = 256
 #: Weight scales are learned as powers of two's exponents: their steps are larger than weights'.
 SCALE_LR = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """How to quantize.
+
+    epochs: of quantization-aware training; 0: post-training quantization, calibration only. batch, lr (highest): of that training.
+    teaching: weight of the float network's maps beside the data's loss.
+    weights, activations: bit widths by module path (``Bits``), 2 to 8. norms: images from which batch norm's statistics are estimated
+    anew before they are folded (0: as training left them).
+    flip, augmentation, box_area, split, evaluate_split, evaluate_every, keep, patience, seed: as in training.
+    """
+
+    epochs: int = 3
+    batch: int = 16
+    lr: float = 1e-3
+    teaching: float = 1.0
+    weights: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().weights)
+    activations: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().activations)
+    norms: int = 0
+    flip: bool = True
+    augmentation: float = 1.0
+    box_area: float = 0.0
+    split: str = "train"
+    evaluate_split: str | None = "val"
+    evaluate_every: int = 0
+    keep: str = "best"
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep must be best or last, not {self.keep!r}")
+        for name in ("epochs", "norms", "teaching", "evaluate_every", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
+        for name in ("batch", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
+        Bits(weights=self.weights, activations=self.activations)
+
+    @property
+    def validation_every(self) -> int:
+        return self.evaluate_every or max(1, -(-self.epochs // 20))
 
 
 def distillation_loss(maps: tuple[Tensor, ...], taught: tuple[Tensor, ...]) -> Tensor:
@@ -54,11 +103,12 @@ class QuantTrainer:
         others = [p for name, p in model.named_parameters() if not name.endswith(".log2")]
         self.optimizer = torch.optim.Adam([{"params": others, "times": 1.0}, {"params": scales, "times": SCALE_LR}], lr=lr)
         self.steps, self.lr, self.teaching, self.step, self.epochs_done = steps, lr, teaching, 0, 0
-        self.history: list[dict[str, float]] = []
+        self.history: History = []
 
     def train_on(self, batch: Batch) -> dict[str, float]:
+        rate = cosine_lr(self.step, self.steps, self.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(self.step, self.steps, self.lr) * group["times"]
+            group["lr"] = rate * group["times"]
         self.model.train()
         x = images_to_input(batch[0]).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -74,7 +124,7 @@ class QuantTrainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()
         self.step += 1
-        return {name: value.item() for name, value in losses.items()}
+        return {name: value.item() for name, value in losses.items()} | {"lr": rate}
 
     def save(self, path: Path, key: str) -> None:
         content = {"key": key, "model": pack(self.model), "optimizer": self.optimizer.state_dict()}
@@ -117,58 +167,70 @@ def write_products(run: Path, model: Codenet) -> FrozenNetwork:
     return frozen
 
 
-def quantize(
-    run: Path,
-    *,
-    data: Path,
-    epochs: int = 3,
-    batch: int = 16,
-    lr: float = 1e-3,
-    teaching: float = 1.0,
-    flip: bool = True,
-    augmentation: float = 1.0,
-    box_area: float = 0.0,
-    split: str = "train",
-    seed: int = 0,
-    workers: int = 1,
-    progress: bool = True,
-    evaluate_split: str | None = "val",
-) -> dict[str, Any]:
-    """Quantize ``run``/float.pt with the training split of ``data`` and write quantized.pt, frozen.pt, model.onnx and quantize.json.
+def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, **options: Any) -> dict[str, Any]:
+    """Quantize ``run``/float.pt with a split of ``data`` and write quantized.pt, frozen.pt, model.onnx, quantize.csv and quantize.json.
 
-    epochs: of quantization-aware training, 0: calibration only. teaching: weight of the float network's maps beside the data's loss.
-    An interrupted call continues after its last whole epoch when repeated. Returns what quantize.json holds.
+    ``options``: QuantizeOptions' fields. An interrupted call continues after its last whole epoch when repeated. Returns what
+    quantize.json holds.
     """
-    run = Path(run)
+    run, data, chosen = Path(run), Path(data), QuantizeOptions(**options)
     teacher = checkpoint.load_float(run / "float.pt")
     config = teacher.config
-    folder = VocFolder(data, find_split(data, split), config.classes)
-    torch.manual_seed(seed)
-    model = prepare(teacher)
-    views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed + 1)
-    batches = Batches(views, config, batch=batch, seed=seed + 1, workers=workers, box_area=box_area)
-    settings = {"data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "teaching": teaching, "flip": flip}
-    settings |= {"augmentation": augmentation, "box_area": box_area, "split": split, "seed": seed}
+    folder = VocFolder(data, find_split(data, chosen.split), config.classes)
+    torch.manual_seed(chosen.seed)
+    source = checkpoint.load_float(run / "float.pt")
+    if chosen.norms:
+        reestimate_batch_norm(source, calibration_batches(folder, config.size, images=chosen.norms))
+    model = prepare(source, Bits(weights=chosen.weights, activations=chosen.activations))
+    views = Views(folder, config.size, random=chosen.augmentation, flip=chosen.flip, seed=chosen.seed + 1)
+    batches = Batches(views, config, batch=chosen.batch, seed=chosen.seed + 1, workers=workers, box_area=chosen.box_area)
+    settings = {"data": str(data), **dataclasses.asdict(chosen)}
     calibrate(model, calibration_batches(folder, config.size))
     for network in (model, teacher):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = QuantTrainer(model, teacher, steps=max(1, epochs * len(batches)), lr=lr, teaching=teaching)
+    trainer = QuantTrainer(model, teacher, steps=max(1, chosen.epochs * len(batches)), lr=chosen.lr, teaching=chosen.teaching)
     weights = sum(float(value.double().sum()) for value in teacher.state_dict().values())  # another float.pt is another run
     key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
     views.fill()
-    run_epochs(trainer, batches, epochs, run / "quantize.ckpt", key, "quantize", progress)
+    watch = _watch(model, data, chosen, run / "quantize.best") if chosen.epochs else None
+    run_epochs(trainer, batches, chosen.epochs, run / "quantize.ckpt", key, title="quantize", progress=progress, watch=watch)
+    best = best_epoch(trainer.history) if chosen.keep == "best" else None
+    if best is not None:
+        model = load_quantized(run / "quantize.best")
     write_products(run, model)
-    result: dict[str, Any] = {"settings": settings, "history": trainer.history}
-    if evaluate_split is not None:
-        result["evaluation"] = evaluate_quantized(model, teacher, data, evaluate_split)
+    result: dict[str, Any] = {"settings": settings, "history": trainer.history, "epoch": best or trainer.epochs_done}
+    if chosen.evaluate_split is not None:
+        result["evaluation"] = evaluate_quantized(model, teacher, data, chosen.evaluate_split)
     write_json(run / "quantize.json", result)
     return result
 
 
+def _watch(model: Codenet, data: Path, options: QuantizeOptions, best: Path) -> Watch | None:
+    """Validation of the fake-quantized network, with the rules of training."""
+    folder = validation_folder(data, options.split, options.evaluate_split, model.config.classes)
+    if folder is None:
+        return None
+
+    def settled() -> Codenet:
+        model.eval()
+        settle_heads(model)
+        return model
+
+    return Watch(
+        score=lambda: float(score(torch_network(settled()), folder, model.config.size)["ap50"]),
+        keep=lambda: checkpoint.save(best, pack(settled())),
+        every=options.validation_every,
+        patience=options.patience,
+    )
+
+
 def evaluate_quantized(model: Codenet, teacher: Codenet, data: Path, split: str) -> dict[str, Any]:
-    """AP50 of the fake-quantized and the float network on a split, and what quantization lost."""
+    """AP50 of the fake-quantized and the float network on a split, without and with NMS, and what quantization lost."""
     folder = VocFolder(data, find_split(data, split), model.config.classes)
-    quantized = score(torch_network(model.eval()), folder, model.config.size)["ap50"]
-    floating = evaluate_float(teacher, data, split)["ap50"]
-    return {"split": split, "float_ap50": floating, "quantized_ap50": quantized, "loss": floating - quantized}
+    quantized, floating = score(torch_network(model.eval()), folder, model.config.size), evaluate_float(teacher, data, split)
+    result: dict[str, Any] = {"split": split}
+    for suffix in ("", "_nms"):
+        a, b = floating[f"ap50{suffix}"], quantized[f"ap50{suffix}"]
+        result |= {f"float_ap50{suffix}": a, f"quantized_ap50{suffix}": b, f"loss{suffix}": a - b}
+    return result

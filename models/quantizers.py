@@ -119,10 +119,11 @@ class Weight4(NarrowIntQuant, WeightQuantSolver):
     tensor_clamp_impl = TensorClamp
 
 
-class Weight8(Weight4):
-    """Signed, narrow, 8 bits: the stem."""
-
-    bit_width = 8
+def weight_quantizer(bits: int) -> type[Weight4]:
+    """Signed, narrow, 2 to 8 bits: -(2^(bits-1) - 1) .. 2^(bits-1) - 1."""
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits of weights must be in 2..8, not {bits!r}")
+    return type(f"Weight{bits}", (Weight4,), {"bit_width": bits})
 
 
 class Unsigned8(UintQuant, ActQuantSolver):
@@ -137,6 +138,13 @@ class Signed8(IntQuant, ActQuantSolver):
 
     bit_width = 8
     tensor_quant = PowerOfTwo
+
+
+def activation_quantizer(bits: int, *, signed: bool) -> type[Unsigned8] | type[Signed8]:
+    """An activation of 2 to 8 bits."""
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits of activations must be in 2..8, not {bits!r}")
+    return type(f"{'S' if signed else 'Uns'}igned{bits}", (Signed8 if signed else Unsigned8,), {"bit_width": bits})
 
 
 class Signed16(Signed8):
@@ -211,8 +219,8 @@ class QuantConv(_Placed, qnn.QuantConv2d):
 class QuantDeform(_Placed, qnn.QuantConv2d):
     """Square deformable depthwise convolution with quantized weights."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False, weight_quant=Weight4)
+    def __init__(self, channels: int, bits: int = 4) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False, weight_quant=weight_quantizer(bits))
 
     def forward(self, x: Tensor, o: Tensor) -> Tensor:
         self.raise_floor()
@@ -228,7 +236,7 @@ def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
     """``conv``, which has a bias, with quantizers."""
     quantized = QuantConv(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=True,
-        weight_quant=Weight8 if bits == 8 else Weight4, bias_quant=Int24Bias,
+        weight_quant=weight_quantizer(bits), bias_quant=Int24Bias,
     )  # fmt: skip
     with torch.no_grad():
         quantized.weight.copy_(conv.weight)
@@ -241,7 +249,7 @@ def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
 def start_scales(layer: QuantConv | QuantDeform, candidates: int = 40) -> None:
     """Give each output channel's weights the scale of least squared error; one (almost) without weights gets a scale that lets it learn."""
     weight = layer.weight.flatten(1)
-    high = 127 if layer.weight_quant.quant_injector.bit_width == 8 else 7
+    high = 2 ** (int(layer.weight_quant.quant_injector.bit_width) - 1) - 1
     largest = weight.abs().amax(1, keepdim=True)
     largest = largest.clamp(min=float(largest.max()) * 2**-8 or 2**-4)
     best, error = largest / high, torch.full_like(largest, float("inf"))

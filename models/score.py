@@ -14,6 +14,7 @@ from models.data.transforms import letterbox, unletterbox
 from models.data.voc import Sample, VocFolder
 from models.detectors.codenet import STRIDE, images_to_input
 from models.metrics import evaluate_voc
+from models.nms import OVERLAP, suppress
 from sw.decode import Detections, decode
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -35,6 +36,23 @@ def torch_network(model: nn.Module) -> Network:
     return run
 
 
+def mirrored(network: Network) -> Network:
+    """CenterNet's flip test: two passes, heat (as probability) and sizes averaged over the image and its mirror, offsets of the image."""
+
+    def run(images: npt.NDArray[np.uint8]) -> Maps:
+        hm, wh, reg = network(images)
+        other_hm, other_wh, _ = (x[:, :, ::-1] for x in network(np.ascontiguousarray(images[:, :, ::-1])))
+        p = (expit(hm) + expit(other_hm)) / 2
+        return np.log(p) - np.log1p(-p), (wh + other_wh) / 2, reg
+
+    return run
+
+
+def expit(x: Floats) -> Floats:
+    """The sigmoid in float64, kept off 0 and 1 so that its inverse exists."""
+    return np.clip((1 + np.tanh(x.astype(np.float64) / 2)) / 2, 1e-12, 1 - 1e-12)
+
+
 def detect(network: Network, samples: list[Sample], size: tuple[int, int], *, threshold: float = THRESHOLD) -> list[Detections]:
     """Boxes of each sample in its own pixels; the network sees it letterboxed to ``size``. All samples make one batch."""
     boxed = [letterbox(sample, size) for sample in samples]
@@ -47,10 +65,14 @@ def detect(network: Network, samples: list[Sample], size: tuple[int, int], *, th
 
 
 def score(
-    network: Network, folder: VocFolder, size: tuple[int, int], *, images: int | None = None, batch: int = 32,
+    network: Network, folder: VocFolder, size: tuple[int, int], *, images: int | None = None, batch: int = 32, flip_test: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """``models.metrics.evaluate_voc`` of ``network`` on the first ``images`` of ``folder`` (None: all): a single pass, no mirror test."""
+    """``models.metrics.evaluate_voc`` of ``network`` on the first ``images`` of ``folder`` (None: all), without and with NMS.
+
+    ap50 and ap50_11 are without non-maximum suppression, ap50_nms and ap50_11_nms with it; ``passes`` is 2 with ``flip_test``, else 1.
+    """
+    network = mirrored(network) if flip_test else network
     count = len(folder) if images is None else min(images, len(folder))
     found, truth = [], []
     for first in range(0, count, batch):
@@ -59,4 +81,8 @@ def score(
         truth += [dataclasses.replace(sample, image=sample.image[:0]) for sample in samples]
         if progress is not None:
             progress(len(truth), count)
-    return evaluate_voc(found, truth, folder.classes)
+    result = evaluate_voc(found, truth, folder.classes)
+    with_nms = evaluate_voc([suppress(each) for each in found], truth, folder.classes)
+    how = "two passes (flip test)" if flip_test else "single pass"
+    result |= {"metric": f"{result['metric']}, {how}, no NMS; *_nms: NMS at IoU {OVERLAP:g}", "passes": 1 + flip_test}
+    return result | {f"{name}_nms": with_nms[name] for name in ("ap50", "ap50_11")}

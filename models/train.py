@@ -1,149 +1,108 @@
-"""Float training: CenterNet targets, AdamW with one cosine cycle, an average of the weights, resumable after every epoch."""
+"""Float training: CenterNet's targets, AdamW, an average of the weights, best and last network; resumable after every epoch.
+
+Under torchrun several processes share each batch (gloo on CPUs, NCCL on GPUs).
+"""
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
-import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models import checkpoint
-from models.data.transforms import augment, letterbox
-from models.data.voc import Sample, VocFolder, find_split
-from models.detectors.codenet import CHANNELS, PRESETS, Codenet, CodenetConfig, images_to_input
+from models.batches import Batch, Batches, Views
+from models.data.voc import VocFolder, find_split
+from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
-from models.losses import Targets, detection_loss, focal_loss, make_targets
+from models.distributed import ALONE, Group, join, pick_device
+from models.epochs import VAL, History, Watch, best_epoch, run_epochs, write_json
+from models.schedules import EMA_DECAY, SCHEDULES, Average, learning_rate
 from models.score import score, torch_network
+from models.supervision import Objective
 from sw.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-#: The average of the weights forgets with this factor a step.
-EMA_DECAY = 0.998
-#: Share of the steps in which the learning rate rises.
-WARM_UP = 0.05
-#: Samples are kept decoded up to this many bytes.
-CACHE_BYTES = 2**30
-Batch = tuple[npt.NDArray[np.uint8], Targets]
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Splits whose images training sees when it is told to use the key.
+SEEN = {"trainval": ("trainval", "train", "val")}
 
 
-class Views(Dataset[Sample]):
-    """Samples as the network sees them: with probability ``random`` a random view, which depends on seed, epoch and index alone, else
-    letterboxed."""
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train.
 
-    def __init__(self, folder: VocFolder, size: tuple[int, int], *, random: float, flip: bool = False, seed: int = 0) -> None:
-        self.folder, self.size, self.random, self.flip, self.seed = folder, size, random, flip, seed
-        self.epoch = 0
-        self._cache: dict[int, Sample] = {}
-        self._cached_bytes = 0
+    preset, and what of it to change (None: nothing): width, size, laterals, ... as in CodenetConfig, in ``network``.
+    epochs, batch (of all processes together), lr (highest), schedule (cosine, step as CoDeNet's, constant), weight_decay, clip (greatest
+    norm of the gradient), ema (how slowly the average of the weights forgets; 0: no average), precision (float32, bfloat16, float16).
+    init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
+    flip: mirror half of the images (not for digits). augmentation: share of random crops and colours, the rest is as it is.
+    deep: weight of the class maps that are supervised inside the network while training (0: none).
+    box_area: 0: boxes are taught at their centres; else in a Gaussian area around them, this part of their sides.
+    split: the list of images to train on. evaluate_split: the one to validate on (None: never), every evaluate_every epochs (0: some
+    twenty times). keep: which network becomes float.pt, the ``best`` on that split or the ``last``; patience: stop after so many
+    validations without a better one (0: never). A split that training sees is not validated on.
+    """
 
-    def __len__(self) -> int:
-        return len(self.folder)
+    preset: str = "tiny"
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    epochs: int = 40
+    batch: int = 32
+    lr: float = 2e-3
+    schedule: str = "cosine"
+    weight_decay: float = 0.05
+    clip: float = 10.0
+    ema: float = EMA_DECAY
+    precision: str = "float32"
+    init: str | None = None
+    trunk: str | None = None
+    flip: bool = True
+    augmentation: float = 1.0
+    deep: float = 0.5
+    box_area: float = 0.0
+    split: str = "train"
+    evaluate_split: str | None = "val"
+    evaluate_every: int = 0
+    keep: str = "best"
+    patience: int = 0
+    seed: int = 0
 
-    def fill(self) -> None:
-        """Decode as many samples as fit in memory, before worker processes copy this object."""
-        for index in range(len(self)):
-            if self._cached_bytes > CACHE_BYTES:
-                break
-            self._cache[index] = self.folder[index]
-            self._cached_bytes += self._cache[index].image.nbytes
+    def __post_init__(self) -> None:
+        for name, values in (("schedule", SCHEDULES), ("precision", tuple(PRECISIONS)), ("keep", ("best", "last"))):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, not {getattr(self, name)!r}")
+        for name in ("epochs", "batch", "lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
+        for name in ("evaluate_every", "patience", "deep", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
 
-    def __getitem__(self, index: int) -> Sample:
-        sample = self._cache.get(index) or self.folder[index]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        if rng.random() >= self.random:
-            return letterbox(sample, self.size)[0]
-        return augment(sample, self.size, rng, flip=self.flip)
+    @classmethod
+    def gather(cls, **options: Any) -> TrainOptions:
+        """Options in which fields of CodenetConfig stand beside those of training, as on the command line; paths become strings."""
+        network = dict(options.pop("network", {}))
+        for field in dataclasses.fields(CodenetConfig):
+            if field.name in options and (value := options.pop(field.name)) is not None:
+                network[field.name] = value
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(options) - known:
+            raise ValueError(f"training has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
+        plain: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        return cls(network=network, **plain)
 
-
-class Collate:
-    """Samples to a batch: raw images (N, H, W, 3) uint8 and targets. Difficult objects are trained on like others."""
-
-    def __init__(self, config: CodenetConfig, box_area: float = 0.0) -> None:
-        self.config, self.box_area = config, box_area
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        images = np.stack([s.image for s in samples])
-        boxes, labels = [s.boxes for s in samples], [s.labels for s in samples]
-        return images, make_targets(boxes, labels, classes=len(self.config.classes), size=self.config.size, box_area=self.box_area)
-
-
-class Order(torch.utils.data.Sampler[list[int]]):
-    """Batches of indices in the random order of one epoch; the last, smaller batch is dropped unless it is the only one."""
-
-    def __init__(self, length: int, batch: int, seed: int) -> None:
-        self.length, self.batch, self.seed, self.epoch = length, min(batch, length), seed, 0
-
-    def __len__(self) -> int:
-        return self.length // self.batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self.seed, self.epoch, self.length)).permutation(self.length)
-        for first in range(0, len(self) * self.batch, self.batch):
-            yield order[first : first + self.batch].tolist()
-
-
-class Batches:
-    """Training batches, epoch by epoch, prepared by ``workers`` processes (0: inline)."""
-
-    def __init__(self, views: Views, config: CodenetConfig, *, batch: int, seed: int, workers: int, box_area: float = 0.0) -> None:
-        self.views, self.order, self.collate, self.workers = views, Order(len(views), batch, seed), Collate(config, box_area), workers
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def epoch(self, epoch: int) -> DataLoader[Batch]:
-        self.views.epoch = self.order.epoch = epoch
-        return DataLoader(self.views, batch_sampler=self.order, collate_fn=self.collate, num_workers=self.workers)  # type: ignore[arg-type]
-
-
-class Average:
-    """Exponential moving average of a model's parameters and statistics."""
-
-    def __init__(self, model: nn.Module, decay: float = EMA_DECAY) -> None:
-        self.decay, self.steps = decay, 0
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value.to(self.state[name].dtype), 1 - decay)
-            else:
-                self.state[name].copy_(value)
-
-
-def cosine_lr(step: int, steps: int, peak: float, warm_up: float = WARM_UP) -> float:
-    """Learning rate at ``step`` of ``steps``: linear rise, then half a cosine down to 0."""
-    rise = max(1, round(warm_up * steps))
-    if step < rise:
-        return peak * (step + 1) / rise
-    return peak * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
-
-
-def progress_bar(enabled: bool) -> Progress:
-    """A bar on standard error with the time left; silent unless ``enabled``."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=not enabled)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON to ``path``, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    @property
+    def validation_every(self) -> int:
+        return self.evaluate_every or -(-self.epochs // 20)
 
 
 def make_config(preset: str, classes: Sequence[str], **given: Any) -> CodenetConfig:
@@ -151,18 +110,18 @@ def make_config(preset: str, classes: Sequence[str], **given: Any) -> CodenetCon
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, not {preset!r}")
     changes: dict[str, Any] = {"classes": tuple(classes)}
-    changes |= {name: value for name, value in given.items() if value is not None}
+    changes |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
     return dataclasses.replace(PRESETS[preset], **changes)
 
 
-def start_model(config: CodenetConfig, *, init: Path | None, trunk: Path | None, seed: int) -> Codenet:
+def start_model(config: CodenetConfig, *, init: Path | str | None, trunk: Path | str | None, seed: int) -> Codenet:
     """A network with random weights, then whatever a trunk or a float checkpoint of equal shapes gives."""
     torch.manual_seed(seed)
     model = Codenet(config)
     if trunk is not None:
-        logger.info("trunk %s: %s", trunk, load_trunk(model, trunk))
+        logger.info("trunk %s: %s", trunk, load_trunk(model, Path(trunk)))
     if init is not None:
-        given, own = checkpoint.load_float(init).state_dict(), model.state_dict()
+        given, own = checkpoint.load_float(Path(init)).state_dict(), model.state_dict()
         fits = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
         if len(fits) < len(own) / 2:
             raise ValueError(f"{init} must hold a network like this one: only {len(fits)} of {len(own)} tensors fit")
@@ -171,78 +130,56 @@ def start_model(config: CodenetConfig, *, init: Path | None, trunk: Path | None,
     return model
 
 
-class DeepSupervision(nn.Module):
-    """Class maps read off conv5 and the first two decoder stages while training, so that the trunk learns classes from the first step.
-
-    The network's only path from classes to trunk runs through the whole decoder, which makes learning from few images slow. Each
-    map (strides 32, 16, 8) is held against the heat map target's maximum over its cell, with the same focal loss. The layers are
-    not part of the network and are thrown away.
-    """
-
-    def __init__(self, model: Codenet) -> None:
-        super().__init__()
-        mixed = "joined" if model.config.laterals else "mix"
-        places = [model.get_submodule(path) for path in ("conv5", f"decoder.0.{mixed}", f"decoder.1.{mixed}")]
-        widths = (CHANNELS[model.config.width][-1], *model.config.decoder)
-        layers = [nn.Conv2d(n, len(model.config.classes), 1) for n, _ in zip(widths, places, strict=False)]
-        for layer in layers:
-            nn.init.normal_(layer.weight, std=0.01)
-            assert layer.bias is not None
-            nn.init.constant_(layer.bias, -2.19)
-        self.layers = nn.ModuleList(layers)
-        self.seen: dict[int, Tensor] = {}
-        for k, place in enumerate(places):
-            place.register_forward_hook(lambda _module, _inputs, output, k=k: self.seen.__setitem__(k, output))
-
-    def loss(self, target: Tensor) -> Tensor:
-        """Sum of the focal losses of the maps of the last forward pass; ``target`` (N, classes, H, W)."""
-        total = torch.zeros(())
-        for k, layer in enumerate(self.layers):
-            logits = layer(self.seen.pop(k))
-            factor = target.shape[-1] // logits.shape[-1]
-            total = total + focal_loss(logits, F.max_pool2d(target, factor))
-        return total
-
-
 class Trainer:
     """State of one training run; ``save`` and ``resume`` carry it across an interruption."""
 
-    def __init__(self, model: Codenet, *, steps: int, lr: float, weight_decay: float, deep: float = 0.0) -> None:
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(
+        self, model: Codenet, options: TrainOptions, *, steps: int, device: torch.device | str = "cpu", group: Group = ALONE
+    ) -> None:
+        self.device, self.options, self.steps = torch.device(device), options, steps
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = Objective(self.model, options.deep).to(self.device)
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.deep = DeepSupervision(model) if deep else None
-        if self.deep is not None:
-            groups.append({"params": list(self.deep.parameters()), "weight_decay": 0.0})
-        self.deep_weight = deep
-        self.optimizer = torch.optim.AdamW(groups, lr=lr)
-        self.average = Average(model)
-        self.steps, self.lr, self.step, self.epochs_done = steps, lr, 0, 0
-        self.history: list[dict[str, float]] = []
+        helpers = list(self.objective.deep.parameters()) if self.objective.deep is not None else []
+        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain + helpers, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "float16")
+        self.average = Average(model, options.ema)
+        self.parallel: nn.Module = DistributedDataParallel(self.objective) if group.size > 1 else self.objective
+        self.step, self.epochs_done = 0, 0
+        self.history: History = []
 
     def train_on(self, batch: Batch) -> dict[str, float]:
+        options = self.options
+        rate = learning_rate(options.schedule, self.step, self.steps, options.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(self.step, self.steps, self.lr)
-        self.model.train()
-        image = images_to_input(batch[0]).contiguous(memory_format=torch.channels_last)
-        losses = detection_loss(self.model(image), batch[1])  # float32: bfloat16 gained nothing here, AMX or not
-        if self.deep is not None:
-            losses["deep"] = self.deep.loss(batch[1].hm)
-            losses["loss"] = losses["loss"] + self.deep_weight * losses["deep"]
+            group["lr"] = rate
+        self.parallel.train()
+        image = images_to_input(batch[0]).to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, PRECISIONS[options.precision], enabled=options.precision != "float32"):
+            losses = self.parallel(image, batch[1].to(self.device))
         if not torch.isfinite(losses["loss"]):
-            raise RuntimeError(f"training diverged at step {self.step}; a smaller lr than {self.lr} may help")
+            raise RuntimeError(f"training diverged at step {self.step}; a smaller lr than {options.lr} may help")
         self.optimizer.zero_grad()
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
-        self.optimizer.step()
+        self.scaler.scale(losses["loss"]).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update(self.model)
         self.step += 1
-        return {name: value.item() for name, value in losses.items()}
+        return {name: value.item() for name, value in losses.items()} | {"lr": rate}
+
+    def averaged(self) -> Codenet:
+        """The average of the weights as a network of its own on the CPU, in eval mode."""
+        model = Codenet(self.model.config)
+        model.load_state_dict({name: value.cpu() for name, value in self.average.state.items()})
+        return model.eval()
 
     def save(self, path: Path, key: str) -> None:
         content = {"key": key, "model": self.model.state_dict(), "average": self.average.state, "optimizer": self.optimizer.state_dict()}
-        content["deep"] = self.deep.state_dict() if self.deep is not None else {}
+        content |= {"deep": self.objective.deep.state_dict() if self.objective.deep is not None else {}, "scaler": self.scaler.state_dict()}
         checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done, "history": json.dumps(self.history)})
 
     def resume(self, path: Path, key: str) -> bool:
@@ -254,41 +191,14 @@ class Trainer:
             logger.warning("%s is of a run with other settings: training starts anew", path)
             return False
         self.model.load_state_dict(content["model"])
-        if self.deep is not None:
-            self.deep.load_state_dict(content["deep"])
+        if self.objective.deep is not None:
+            self.objective.deep.load_state_dict(content["deep"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.average.state, self.average.steps = content["average"], content["step"]
-        self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.average.state = {name: value.to(self.device) for name, value in content["average"].items()}
+        self.average.steps = self.step = content["step"]
+        self.epochs_done, self.history = content["epochs"], json.loads(content["history"])
         return True
-
-
-class Resumable(Protocol):
-    """What an epoch loop needs of a trainer."""
-
-    step: int
-    epochs_done: int
-    history: list[dict[str, float]]
-
-    def train_on(self, batch: Batch) -> dict[str, float]:
-        """One step; its losses."""
-
-    def save(self, path: Path, key: str) -> None:
-        """Write all that ``resume`` needs."""
-
-
-def run_epochs(trainer: Resumable, batches: Batches, epochs: int, path: Path, key: str, title: str, progress: bool) -> None:
-    """Run the epochs that are left, saving to ``path`` after each; the trainer notes the mean losses."""
-    with progress_bar(progress) as bar:
-        task = bar.add_task(title, total=epochs * len(batches), completed=trainer.step, note="")
-        for epoch in range(trainer.epochs_done, epochs):
-            losses = []
-            for each in batches.epoch(epoch):
-                losses.append(trainer.train_on(each))
-                bar.update(task, advance=1, note=f"loss {losses[-1]['loss']:.3f}")
-            trainer.epochs_done = epoch + 1
-            trainer.history.append({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
-            logger.info("epoch %d: %s", epoch + 1, trainer.history[-1])
-            trainer.save(path, key)
 
 
 def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
@@ -297,61 +207,85 @@ def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
     return score(torch_network(model), folder, model.config.size)
 
 
-def train(
-    run: Path,
-    *,
-    data: Path,
-    preset: str = "tiny",
-    width: float | None = None,
-    size: tuple[int, int] | None = None,
-    laterals: bool | None = None,
-    epochs: int = 40,
-    batch: int = 32,
-    lr: float = 2e-3,
-    weight_decay: float = 0.05,
-    init: Path | None = None,
-    trunk: Path | None = None,
-    flip: bool = True,
-    augmentation: float = 1.0,
-    deep: float = 0.5,
-    box_area: float = 0.0,
-    split: str = "train",
-    seed: int = 0,
-    workers: int = 1,
-    progress: bool = True,
-    evaluate_split: str | None = "val",
-) -> dict[str, Any]:
-    """Train a float network on ``data`` (a VOC folder) and write float.pt, train.json and config.json to ``run``.
+def validation_folder(data: Path, trained_on: str, split: str | None, classes: Sequence[str]) -> VocFolder | None:
+    """The images to choose the best network by; None if there are none that training does not see (a test split never stands in)."""
+    if split is None or split in SEEN.get(trained_on, (trained_on,)):
+        return None
+    if not (data / "ImageSets" / "Main" / f"{split}.txt").is_file():
+        return None
+    return VocFolder(data, split, classes)
 
-    flip: mirror half of the images (not for digits). augmentation: share of random crops and colours, the rest is as it is.
-    deep: weight of the class maps that are supervised inside the network while training (0: none).
-    box_area: 0: boxes are taught at their centres; else in a Gaussian area around them, this part of their sides.
-    split: the list of images to train on (train or trainval). init: a float checkpoint to start from; trunk: a ShuffleNetV2 state dict.
-    An interrupted call continues after its last whole epoch when repeated. Returns what train.json holds.
+
+def watch_best(folder: VocFolder | None, model: Callable[[], Codenet], best: Path, options: TrainOptions) -> Watch | None:
+    """Validation of ``model()`` on ``folder``; the best is stored in ``best``."""
+    if folder is None:
+        return None
+
+    def figure() -> float:
+        return float(score(torch_network(model()), folder, folder_size)["ap50"])
+
+    folder_size = model().config.size
+    return Watch(
+        score=figure, keep=lambda: checkpoint.save_float(best, model()), every=options.validation_every, patience=options.patience
+    )
+
+
+def train(
+    run: Path, *, data: Path, workers: int = 1, device: str = "auto", progress: bool = True, tensorboard: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Train a float network on ``data`` and write float.pt, best.pt, last.pt, train.json, train.csv and config.json to ``run``.
+
+    ``options``: TrainOptions' fields, and CodenetConfig's to change the preset. An interrupted call continues after its last whole epoch
+    when repeated. Returns what train.json holds (in every process).
     """
-    run = Path(run)
-    folder = VocFolder(data, find_split(data, split))
+    run, chosen, where = Path(run), TrainOptions.gather(**options), pick_device(device)
+    if chosen.precision == "float16" and where.type == "cpu":
+        raise ValueError("precision float16 needs a GPU; on a CPU use bfloat16 or float32")
+    with join(where) as group:
+        return _train(run, Path(data), chosen, where, group, workers, progress, tensorboard)
+
+
+def _train(
+    run: Path, data: Path, options: TrainOptions, device: torch.device, group: Group, workers: int, progress: bool, tensorboard: bool
+) -> dict[str, Any]:
+    folder = VocFolder(data, find_split(data, options.split))
     folder.check()
-    config = make_config(preset, folder.classes, width=width, size=size, laterals=laterals)
-    settings = {
-        "data": str(data), "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "flip": flip,
-        "augmentation": augmentation, "deep": deep, "box_area": box_area, "split": split, "seed": seed,
-        "init": str(init) if init else None, "trunk": str(trunk) if trunk else None,
-    }  # fmt: skip
-    model = start_model(config, init=init, trunk=trunk, seed=seed)
-    views = Views(folder, config.size, random=augmentation, flip=flip, seed=seed)
-    batches = Batches(views, config, batch=batch, seed=seed, workers=workers, box_area=box_area)
-    trainer = Trainer(model, steps=epochs * len(batches), lr=lr, weight_decay=weight_decay, deep=deep)
-    key = json.dumps([settings, config.to_json()], sort_keys=True)
+    config = make_config(options.preset, folder.classes, **options.network)
+    settings = {"data": str(data), **dataclasses.asdict(options)}
+    model = start_model(config, init=options.init, trunk=options.trunk, seed=options.seed)
+    views = Views(folder, config.size, random=options.augmentation, flip=options.flip, seed=options.seed)
+    batches = Batches(
+        views, config, batch=options.batch, seed=options.seed, workers=workers, box_area=options.box_area, group=group
+    )
+    trainer = Trainer(model, options, steps=options.epochs * len(batches), device=device, group=group)
+    key = json.dumps([settings, config.to_json(), group.size], sort_keys=True)
     trainer.resume(run / "train.ckpt", key)
-    write_json(run / "config.json", {"model": json.loads(config.to_json()), "train": settings})
+    if group.first:
+        write_json(run / "config.json", {"model": json.loads(config.to_json()), "train": settings})
     views.fill()
-    run_epochs(trainer, batches, epochs, run / "train.ckpt", key, "train", progress)
-    model.load_state_dict(trainer.average.state)
-    model.eval()
-    result: dict[str, Any] = {"settings": settings, "history": trainer.history}
-    if evaluate_split is not None:
-        result["evaluation"] = {"split": evaluate_split, **evaluate_float(model, data, evaluate_split)}
-    checkpoint.save_float(run / "float.pt", model, settings=settings)
+    seen = validation_folder(data, options.split, options.evaluate_split, config.classes)
+    watch = watch_best(seen, trainer.averaged, run / "best.pt", options)
+    run_epochs(
+        trainer, batches, options.epochs, run / "train.ckpt", key, title="train", progress=progress, watch=watch, group=group,
+        tensorboard=tensorboard,
+    )  # fmt: skip
+    return _finish(run, data, options, trainer, settings) if group.first else {"settings": settings, "history": trainer.history}
+
+
+def _finish(run: Path, data: Path, options: TrainOptions, trainer: Trainer, settings: dict[str, Any]) -> dict[str, Any]:
+    """Store the last network, choose the one to keep, evaluate it."""
+    checkpoint.save_float(run / "last.pt", trainer.averaged(), settings=settings)
+    best = best_epoch(trainer.history)
+    kept = "best" if options.keep == "best" and best is not None else "last"
+    with whole_file(run / "float.pt") as temporary:
+        shutil.copyfile(run / f"{kept}.pt", temporary)
+    result: dict[str, Any] = {"settings": settings, "history": trainer.history, "kept": kept}
+    result |= {"epoch": best if kept == "best" else trainer.epochs_done, "seconds": sum(note["seconds"] for note in trainer.history)}
+    if options.evaluate_split is not None:
+        split = options.evaluate_split
+        result["evaluation"] = {"split": split, **evaluate_float(checkpoint.load_float(run / "float.pt"), data, split)}
     write_json(run / "train.json", result)
-    return result
+    return copy.deepcopy(result)
+
+
+__all__ = ["VAL", "TrainOptions", "Trainer", "evaluate_float", "make_config", "start_model", "train"]

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from sw import steps
 from sw.cli_bench import add_bench
+from sw.cli_train import add_training, parse_size
 from sw.cli_zoo import add_verbs
 from sw.demo import demo as whole_chain
 from sw.errors import WarploomError
@@ -155,66 +156,18 @@ def models(
 
 
 @verb()
-def train(
-    data: Annotated[Path, typer.Option("--data", help="A data set in Pascal VOC layout.")],
-    run: Run = Path("runs/default"),
-    preset: Annotated[str, typer.Option(help="Network: tiny, small, a, b, c, d, e.")] = "tiny",
-    width: Annotated[float | None, typer.Option(help="Channel width: 0.25, 0.5, 1 or 2 (default: the preset's).")] = None,
-    size: Annotated[str | None, typer.Option(help="Input HEIGHTxWIDTH, multiples of 32 (default: the preset's).")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 40,
-    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
-    init: Annotated[Path | None, typer.Option(help="A float checkpoint to start from.")] = None,
-    trunk: Annotated[Path | None, typer.Option(help="A ShuffleNetV2 state dict (torchvision's names) to start from.")] = None,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the images (not for digits).")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Train a float detector. Repeat the command to continue after an interruption."""
-    options: dict[str, Any] = {"preset": preset, "width": width, "size": _size(size), "epochs": epochs, "batch": batch, "lr": lr}
-    options |= {"init": init, "trunk": trunk, "flip": flip, "seed": seed}
-    record = steps.train(run, data=data, **options)
-    show({**record, **record.get("evaluation", {})}, as_json, "split", "ap50", "ap50_11", "metric")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        raise WarploomError(f"--size must be like 128 or 192x256 (height x width), not {text!r}") from None
-
-
-@verb()
-def quantize(
-    run: Run = Path("runs/default"),
-    data: Data = None,
-    epochs: Annotated[int, typer.Option(min=0, help="Passes of quantization-aware training (0: calibrate only).")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the images (not for digits).")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of order and augmentation.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Quantize to 4-bit weights and 8-bit activations, with training, and export QONNX."""
-    record = steps.quantize(run, data=data, epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed)
-    show({**record, **record.get("evaluation", {})}, as_json, "split", "float_ap50", "quantized_ap50", "loss")
-
-
-@verb()
 def evaluate(
     run: Run = Path("runs/default"),
     backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = BackendName.torch_quantized,
     data: Data = None,
     split: Split = "test",
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    flip_test: Annotated[bool, typer.Option("--flip-test", help="Two passes, averaged over the mirror image; labelled as such.")] = False,
     as_json: Json = False,
 ) -> None:
-    """AP50 of one backend on a data set (area metric, single pass; the 11-point figure beside it)."""
-    record = steps.evaluate(run, backend=backend.value, data=data, split=split, images=images, bars=bars)
-    show(record, as_json, "backend", "split", "images", "ap50", "ap50_11", "metric")
+    """AP50 of one backend on a data set (area metric, single pass; the 11-point figure beside it), without and with NMS."""
+    record = steps.evaluate(run, backend=backend.value, data=data, split=split, images=images, flip_test=flip_test, bars=bars)
+    show(record, as_json, "backend", "split", "images", "ap50", "ap50_nms", "ap50_11", "ap50_11_nms", "metric")
 
 
 @verb("compile")
@@ -319,7 +272,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole chain in one go; repeat the command to continue after an interruption."""
-    record = whole_chain(run, data=data, trunk=trunk, size=_size(size), images=images, say=say, bars=bars)
+    record = whole_chain(run, data=data, trunk=trunk, size=parse_size(size), images=images, say=say, bars=bars)
     keys = ("images_verified", "tensors_compared", "values_compared", "mismatches", "interval_cycles", "minutes", "report")
     flat = {f"AP50 {b}": v for b, v in record["ap50"].items()} | {"quantization_loss": record.get("quantization_loss")}
     show(record if as_json else {**flat, **record}, as_json, *flat, *keys)
@@ -330,6 +283,7 @@ def demo(
 
 
 add_bench(app, screen, bars, say, stoppable)
+add_training(verb, show)
 add_verbs(app, screen, bars)
 
 

@@ -114,10 +114,10 @@ def _accuracy(record: dict[str, Any], run: Path) -> Section:
     for backend in BACKENDS:
         found = record.get(f"evaluate-{backend}")
         if found:
-            eleven = found.get("ap50_11")
-            figures = (f"{found['ap50']:.4f}", "" if eleven is None else f"{eleven:.4f}", str(found["images"]), found["split"])
+            kinds = [found.get(kind) for kind in ("ap50", "ap50_nms", "ap50_11")]
+            figures = (*("" if ap is None else f"{ap:.4f}" for ap in kinds), str(found["images"]), found["split"])
             rows.append((backend, *figures, f"warploom evaluate --run {run} --backend {backend}"))
-    header = ("backend", "AP50 (area)", "AP50 (11 points)", "images", "split", "command")
+    header = ("backend", "AP50 (area, no NMS)", "AP50 (area, with NMS)", "AP50 (11 points)", "images", "split", "command")
     return Section(title="Accuracy", header=header, rows=tuple(rows), text="IoU at least 0.5, single pass, difficult objects ignored.")
 
 

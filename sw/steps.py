@@ -26,6 +26,7 @@ from sw.verify import verify as compare
 UPWARD = {
     "write_digits": "models.data.digits:write_digits",
     "train": "models.train:train",
+    "recipe": "models.recipes:recipe",
     "quantize": "models.quantize:quantize",
     "torch-float": "models.backends:torch_float",
     "torch-quantized": "models.backends:torch_quantized",
@@ -83,15 +84,17 @@ def models() -> list[dict[str, Any]]:
     return [upward("describe")(name, config) for name, config in upward("presets").items()]
 
 
-def train(run: Path, **options: Any) -> dict[str, Any]:
-    """Train a float detector; the options are those of ``models.train.train``."""
-    result: dict[str, Any] = upward("train")(run, **options)
+def train(run: Path, *, recipe: str | None = None, **options: Any) -> dict[str, Any]:
+    """Train a float detector; the options are those of ``models.train.train``, which override those of ``recipe``."""
+    given: dict[str, Any] = upward("recipe")(recipe).train if recipe else {}
+    result: dict[str, Any] = upward("train")(run, **{**given, **options})
     return result
 
 
-def quantize(run: Path, *, data: Path | None = None, **options: Any) -> dict[str, Any]:
-    """Quantize it and export QONNX; the options are those of ``models.quantize.quantize``."""
-    result: dict[str, Any] = upward("quantize")(run, data=data or data_of(run), **options)
+def quantize(run: Path, *, data: Path | None = None, recipe: str | None = None, **options: Any) -> dict[str, Any]:
+    """Quantize it and export QONNX; the options are those of ``models.quantize.quantize``, which override those of ``recipe``."""
+    given: dict[str, Any] = upward("recipe")(recipe).quantize if recipe else {}
+    result: dict[str, Any] = upward("quantize")(run, data=data or data_of(run), **{**given, **options})
     return result
 
 
@@ -122,17 +125,19 @@ def evaluate(
     data: Path | None = None,
     split: str = "test",
     images: int | None = None,
+    flip_test: bool = False,
     bars: Bars = no_bars,
 ) -> dict[str, Any]:
-    """AP50 of one backend on the first ``images`` of a split (None: all; for ``rtl`` those that were simulated, or ten).
+    """AP50 of one backend on the first ``images`` of a split (None: all; for ``rtl`` those that were simulated, or ten), without and
+    with NMS; ``flip_test``: two passes, averaged over the mirror image (not from a simulation).
 
     ``rtl`` uses the head maps that ``simulate`` wrote where they are of these images, and simulates otherwise.
     """
     data = data or data_of(run)
     made, images = _rtl(run, data, split, images) if backend == "rtl" else (_backend(run, backend), images)
     with bars(f"evaluate {backend}") as progress:
-        record = upward("evaluate")(made, data, split, images, progress=progress)
-    return save(run, f"evaluate-{backend}", record)
+        record = upward("evaluate")(made, data, split, images, flip_test=flip_test, progress=progress)
+    return save(run, f"evaluate-{backend}" + ("-flip" if flip_test else ""), record)
 
 
 def _backend(run: Path, name: str) -> Any:

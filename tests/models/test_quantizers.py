@@ -145,7 +145,7 @@ def test_every_parameter_is_trained(fresh: bool) -> None:
                     p.normal_(std=0.05)
     model = prepared(model).train()
     where = torch.tensor([1, 2])
-    targets = Targets(torch.rand(2, 2, 8, 8), torch.tensor([0, 1]), where, where, torch.ones(2, 2), torch.ones(2, 2))
+    targets = Targets(torch.rand(2, 2, 8, 8), torch.tensor([0, 1]), where, where, torch.ones(2, 2), torch.ones(2, 2), torch.ones(2), 2)
     detection_loss(model(torch.rand(2, 3, 32, 32)), targets)["loss"].backward()  # type: ignore[no-untyped-call]
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert all(fresh and ".offset.weight_quant" in name for name in silent), silent

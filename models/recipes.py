@@ -1,0 +1,46 @@
+"""Recipes: options of training and quantization that belong together, by name. ``warploom train --recipe NAME`` starts from one.
+
+Each was chosen on the validation split of the data set it names; test splits were looked at once, for the figures.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Options for TrainOptions (with CodenetConfig's) and QuantizeOptions; any of them can be overridden by name."""
+
+    about: str
+    train: dict[str, Any]
+    quantize: dict[str, Any]
+
+
+_CELLS: dict[str, Any] = {"preset": "small", "size": (256, 320), "epochs": 40, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
+_STEEL: dict[str, Any] = {"preset": "small", "size": (192, 192), "epochs": 30, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
+
+RECIPES = {
+    "cells": Recipe(
+        about="bccd_320 with laterals, x0.5 trunk: small objects",
+        train={**_CELLS, "laterals": True},
+        quantize={"epochs": 8, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 205},
+    ),
+    "cells-q": Recipe(
+        about="bccd_320, network Q as CoDeNet has it (no laterals), x0.5 trunk",
+        train=_CELLS,
+        quantize={"epochs": 8, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 205},
+    ),
+    "steel": Recipe(
+        about="neu_det with laterals, x0.5 trunk",
+        train={**_STEEL, "laterals": True},
+        quantize={"epochs": 5, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 256},
+    ),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name; ValueError if there is none."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {name!r}")
+    return RECIPES[name]
