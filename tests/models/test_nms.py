@@ -22,7 +22,7 @@ def test_against_the_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 20, (60, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(4, 15, (60, 2))], 1).astype(np.float32)
-    found = Detections(boxes, rng.permutation(60).astype(np.float32) / 60, rng.integers(0, 3, 60))
+    found = Detections(boxes, (rng.permutation(60) / 60).astype(np.float32), rng.integers(0, 3, 60))
     kept: list[int] = []
     for k in sorted(range(60), key=lambda k: -found.scores[k]):
         if all(found.labels[k] != found.labels[j] or overlap(boxes[k], boxes[j]) <= 0.4 for j in kept):
