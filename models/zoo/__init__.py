@@ -33,6 +33,7 @@ NAMES: tuple[str, ...] = (
     "dymu",
     "overlock",
     "spark",
+    "dsclora",
 )
 
 

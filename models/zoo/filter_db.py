@@ -54,8 +54,7 @@ def filters(weights: nn.Module | Iterable[Tensor]) -> Tensor:
 
 def layers(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Names and weights of the 3 × 3 convolutions."""
-    found = [(n, m.weight.detach()) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    return [(name, weight) for name, weight in found]
+    return [(n, m.weight.detach()) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
 
 
 def _rows(weight: Tensor) -> Tensor:
@@ -94,15 +93,10 @@ def pca(rows: Tensor) -> PCA:
         raise ValueError(f"rows must be (n, d) with n at least 1, not {tuple(rows.shape)!r}")
     rows = rows.double()
     mean = rows.mean(0)
-    _, s, components = torch.linalg.svd(rows - mean, full_matrices=True) if len(rows) < rows.shape[1] else _thin(rows - mean)
+    _, s, components = torch.linalg.svd(rows - mean, full_matrices=len(rows) < rows.shape[1])
     variances = torch.zeros(rows.shape[1], dtype=rows.dtype, device=rows.device)
     variances[: len(s)] = s.square() / max(len(rows) - 1, 1)
     return PCA(mean, components, variances)
-
-
-def _thin(centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, components = torch.linalg.svd(centred, full_matrices=False)
-    return u, s, components
 
 
 def shift(p: Tensor, q: Tensor, basis: PCA | None = None, bins: int = BINS) -> float:
