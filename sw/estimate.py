@@ -12,7 +12,7 @@ from typing import Any
 
 from sw.folding.fold import Fold, beats
 from sw.graph import Graph, Node
-from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Requant, TensorType, Upsample
+from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Multiply, Requant, Table, TensorType, Upsample
 
 #: (width, depth) of a BRAM36 in simple dual-port mode.
 ASPECTS = ((72, 512), (36, 1024), (18, 2048), (9, 4096), (4, 8192), (2, 16384), (1, 32768))
@@ -77,7 +77,12 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
         constants = memory(fold.lanes_out * 22, groups_out)
         dsp = fold.lanes_out * (2 if x.bits > 26 else 1)
         return pipeline + constants + Area(lut=fold.lanes_out * 60, ff=fold.lanes_out * 45, dsp=dsp)
-    if isinstance(op, MaxPool):
+    if isinstance(op, Multiply):
+        return pipeline + Area(lut=fold.lanes_out * types[0].bits * types[1].bits)
+    if isinstance(op, Table):
+        rom = memory(out.bits, 1 << x.bits)
+        return pipeline + Area(lut=rom.lut * fold.lanes_out, bram36=rom.bram36 * fold.lanes_out)
+    if isinstance(op, MaxPool | AveragePool):
         return pipeline + _ring(op.window.kernel[0], x, fold) + Area(lut=fold.lanes_out * x.bits)
     if isinstance(op, Upsample):
         return pipeline + memory(word, x.width * groups_in)

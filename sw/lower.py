@@ -12,20 +12,43 @@ from hw.lib.regroup import Regroup
 from hw.params import Lanes
 from hw.top import Accelerator, Link, Port
 from hw.units.add import AddUnit
+from hw.units.average_pool import AveragePoolUnit
 from hw.units.base import Unit
 from hw.units.concat import ConcatUnit
 from hw.units.conv import ConvUnit
 from hw.units.deform import DeformUnit
 from hw.units.depthwise import DepthwiseUnit
+from hw.units.global_average_pool import GlobalAveragePoolUnit
+from hw.units.image import ImageUnit
 from hw.units.max_pool import MaxPoolUnit
+from hw.units.multiply import MultiplyUnit
 from hw.units.requant import RequantUnit
 from hw.units.shuffle import ShuffleUnit
 from hw.units.split import SplitUnit
+from hw.units.table import TableUnit
 from hw.units.upsample import UpsampleUnit
 from sw.errors import CompileError
 from sw.folding.fold import Fold
 from sw.graph import Graph, Node
-from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
+from sw.ops import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Deform,
+    Depthwise,
+    GlobalAveragePool,
+    Image,
+    MaxPool,
+    Multiply,
+    Op,
+    Requant,
+    Shuffle,
+    Split,
+    Table,
+    TensorType,
+    Upsample,
+)
 
 
 def identifier(name: str) -> str:
@@ -111,6 +134,17 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes], Uni
         height=t[0].height, width=t[0].width, sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i
     ),
     Add: lambda op, t, i, o: AddUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i),
+    Multiply: lambda op, t, i, o: MultiplyUnit(
+        height=t[0].height, width=t[0].width, channels=t[0].channels, a=i, b=lanes(t[1], i.lanes)
+    ),
+    AveragePool: lambda op, t, i, o: AveragePoolUnit(
+        height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i, o=o
+    ),
+    GlobalAveragePool: lambda op, t, i, o: GlobalAveragePoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i, o=o),
+    Table: lambda op, t, i, o: TableUnit(
+        height=t[0].height, width=t[0].width, channels=t[0].channels, values=op.values.tolist(), i=i, o=o
+    ),
+    Image: lambda op, t, i, o: ImageUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, order=op.order, pad=op.pad, i=i),
     Shuffle: lambda op, t, i, o: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
 }
 

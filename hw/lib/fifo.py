@@ -1,26 +1,33 @@
 """Stream buffers."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
-from amaranth.hdl import Module, Mux, Signal
-from amaranth.lib import fifo, stream
+from amaranth.hdl import Array, Module, Mux, Signal
+from amaranth.lib import memory, stream
 from amaranth.lib.wiring import In, Out
 
 from hw.params import Lanes
 from hw.units.base import Unit, signature
+
+#: Where the beats are kept: chosen by the tools, registers, LUT RAM, block RAM.
+Kind = Literal["auto", "registers", "lut", "block"]
+#: What synthesis calls the memories (the attribute ram_style, which Yosys and the vendors' tools read).
+STYLES = {"lut": "distributed", "block": "block"}
 
 
 class Fifo(Unit):
     """A queue of ``depth`` beats.
 
     Throughput one beat a cycle. Depth 1 is a register whose ready passes through from the output; depth 2 is two registers
-    that also cut the path of ready; deeper ones are a memory with synchronous read and a register (latency 2).
+    that also cut the path of ready; deeper ones are a memory with synchronous read and a register (latency 2), or, of kind
+    "registers", a shift register with a multiplexer behind it (latency 1).
 
     Parameters
     ----------
     lanes: what a beat carries
     depth: beats it holds, at least 1
+    kind: where the beats of a depth of 3 and more are kept; "auto" leaves the memory to the tools, which go by its size
 
     Members
     -------
@@ -30,11 +37,14 @@ class Fifo(Unit):
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, lanes: Lanes, depth: int) -> None:
+    def __init__(self, lanes: Lanes, depth: int, kind: Kind = "auto") -> None:
         if depth < 1:
             raise ValueError(f"depth must be a positive integer, not {depth!r}")
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
         self.lanes = lanes
         self.depth = depth
+        self.kind = kind
         super().__init__({"i": In(signature(lanes)), "o": Out(signature(lanes))})
 
     @property
@@ -48,16 +58,10 @@ class Fifo(Unit):
             self.one(m)
         elif self.depth == 2:
             self.two(m)
+        elif self.kind == "registers":
+            self.shift(m)
         else:
-            m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=self.lanes.width, depth=self.depth)
-            m.d.comb += [
-                queue.w_data.eq(self.i.payload.as_value()),
-                queue.w_en.eq(self.i.valid),
-                self.i.ready.eq(queue.w_rdy),
-                self.o.payload.as_value().eq(queue.r_data),
-                self.o.valid.eq(queue.r_rdy),
-                queue.r_en.eq(self.o.ready),
-            ]
+            self.memory(m)
         return m
 
     def one(self, m: Module) -> None:
@@ -77,3 +81,36 @@ class Fifo(Unit):
             m.d.sync += [valid.eq(full | self.i.valid), payload.eq(Mux(full, spare, self.i.payload.as_value())), full.eq(0)]
         with m.Elif(~full):
             m.d.sync += [spare.eq(self.i.payload.as_value()), full.eq(self.i.valid)]
+
+    def shift(self, m: Module) -> None:
+        """Beats move on when one comes in; the oldest is picked by how many there are."""
+        level = Signal(range(self.depth + 1))
+        beats = [Signal(self.lanes.width, name=f"beat_{k}", reset_less=True) for k in range(self.depth)]
+        m.d.comb += [self.i.ready.eq(level != self.depth), self.o.valid.eq(level != 0)]
+        m.d.comb += self.o.payload.as_value().eq(Array(beats)[Mux(level == 0, 0, level - 1)])
+        put, get = self.i.valid & self.i.ready, self.o.valid & self.o.ready
+        m.d.sync += level.eq(level + put - get)
+        with m.If(put):
+            m.d.sync += beats[0].eq(self.i.payload.as_value())
+            m.d.sync += [beats[k].eq(beats[k - 1]) for k in range(1, self.depth)]
+
+    def memory(self, m: Module) -> None:
+        """A ring of depth - 1 beats and the register of its read port."""
+        size = self.depth - 1
+        attributes = {"ram_style": STYLES[self.kind]} if self.kind in STYLES else {}
+        m.submodules.queue = queue = memory.Memory(shape=self.lanes.width, depth=size, init=[], attrs=attributes)
+        w_port, r_port = queue.write_port(), queue.read_port()
+        level, valid = Signal(range(size + 1)), Signal()  # beats in the ring; whether the register holds one
+        put, get = Signal(), Signal()
+        m.d.comb += [self.i.ready.eq(level != size), put.eq(self.i.valid & self.i.ready)]
+        m.d.comb += [get.eq((level != 0) & (~valid | self.o.ready)), self.o.valid.eq(valid)]
+        m.d.comb += [w_port.data.eq(self.i.payload.as_value()), w_port.en.eq(put)]
+        m.d.comb += [self.o.payload.as_value().eq(r_port.data), r_port.en.eq(get)]
+        for port, moves in ((w_port, put), (r_port, get)):
+            with m.If(moves):
+                m.d.sync += port.addr.eq(Mux(port.addr == size - 1, 0, port.addr + 1))
+        m.d.sync += level.eq(level + put - get)
+        with m.If(get):
+            m.d.sync += valid.eq(1)
+        with m.Elif(self.o.ready):
+            m.d.sync += valid.eq(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sw.errors import CompileError
 from sw.graph import Graph, Node
-from sw.ops import Concat, Conv, Deform, Depthwise, MaxPool, Split, TensorType
+from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split, TensorType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     if isinstance(node.op, Conv):
         vector = node.op.window.taps * beats(x.channels, fold.lanes_in)
         return max(reading, out.pixels * vector * beats(out.channels, fold.lanes_out))
-    if isinstance(node.op, Depthwise | Deform | MaxPool):
-        taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool) else node.op.weights.shape[0] ** 2
+    if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
+        taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool | AveragePool) else node.op.weights.shape[0] ** 2
         return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))
     if isinstance(node.op, Concat):
         return sum(t.pixels * beats(t.channels, fold.lanes_in) for t in types)
@@ -103,7 +103,7 @@ def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int
     if isinstance(node.op, Split | Concat):
         common = _common(node, types)
         return [Fold(lanes_in=n, lanes_out=n) for n in range(1, common + 1) if common % n == 0]
-    if isinstance(node.op, Depthwise | Deform | MaxPool):
+    if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
         return [Fold(lanes_in=n, lanes_out=n) for n in _widths(x.channels)]
     # The rest takes the beats that come, or wider ones where those are too slow.
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]

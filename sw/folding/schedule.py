@@ -16,7 +16,23 @@ from hw.lib.regroup import Regroup
 from hw.top import Link
 from sw.graph import Node
 from sw.lower import Design
-from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Requant, Shuffle, Split, Upsample
+from sw.ops import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Deform,
+    Depthwise,
+    GlobalAveragePool,
+    Image,
+    MaxPool,
+    Multiply,
+    Requant,
+    Shuffle,
+    Split,
+    Table,
+    Upsample,
+)
 
 from . import timing
 from .fold import beats
@@ -100,15 +116,19 @@ def _timing(design: Design, unit: str, arrivals: Sequence[Times]) -> Timing:
 def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timing:
     op, fold, types = node.op, design.folds[node.name], design.graph.types(node.inputs)
     x, out = types[0], design.graph.tensors[node.outputs[0]].type
-    if isinstance(op, Requant | Shuffle):
+    if isinstance(op, Requant | Shuffle | Table):
         return timing.elementwise(arrivals[0])
-    if isinstance(op, Add):
+    if isinstance(op, Add | Multiply):
         return timing.join(tuple(arrivals))
     if isinstance(op, Split):
         return timing.split(arrivals[0], op.sizes, fold.lanes_in)
     if isinstance(op, Concat):
         return timing.concat(tuple(arrivals), tuple(t.channels for t in types), fold.lanes_in, op.interleave)
     per_pixel = beats(x.channels, fold.lanes_in)
+    if isinstance(op, GlobalAveragePool):
+        return timing.reduce(arrivals[0], FRAMES, per_pixel)
+    if isinstance(op, Image):
+        return timing.pad(arrivals[0], FRAMES, (x.height, x.width, per_pixel), op.pad)
     if isinstance(op, Upsample):
         return timing.upsample(arrivals[0], FRAMES, x.height, x.width * per_pixel, x.width, op.factor)
     if isinstance(op, Conv) and op.window.taps == 1 and op.window.stride == (1, 1):
@@ -121,7 +141,7 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
     if isinstance(op, Deform):
         slide = Sliding.around(op.reach, FRAMES, x.height, x.width)
         taps, ready = op.weights.shape[0] ** 2, np.maximum(slide.ready(arrivals[0]), arrivals[1])
-    elif isinstance(op, Depthwise | MaxPool):
+    elif isinstance(op, Depthwise | MaxPool | AveragePool):
         slide = Sliding.of(op.window, FRAMES, x.height, x.width)
         taps, ready = op.window.taps, slide.ready(arrivals[0])
     else:

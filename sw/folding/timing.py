@@ -84,6 +84,23 @@ def concat(arrivals: tuple[Times, ...], sizes: tuple[int, ...], lanes: int, inte
     return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in itertools.pairwise(bounds)), writes=(done + LATENCY,))
 
 
+def reduce(arrivals: Times, frames: int, per_pixel: int) -> Timing:
+    """All beats of a map taken as they come; the results follow the last pixel's."""
+    done = serve(arrivals, 1)
+    return Timing(reads=(done,), writes=(done.reshape(frames, -1)[:, -per_pixel:].ravel() + LATENCY,))
+
+
+def pad(arrivals: Times, frames: int, shape: tuple[int, int, int], pads: tuple[int, int, int, int]) -> Timing:
+    """A map with a border: its beats, ``shape`` (rows, columns, beats a pixel), wait while the border's leave."""
+    top, left, bottom, right = pads
+    grid = arrivals.reshape(frames, *shape)
+    ready = np.pad(grid, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    ready = np.maximum(ready, grid[:, :1, :1, :1])  # nothing of a frame leaves before its first beat has come
+    done = serve(ready.ravel(), 1)
+    inside = done.reshape(ready.shape)[:, top : top + shape[0], left : left + shape[1]]
+    return Timing(reads=(inside.ravel(),), writes=(done + LATENCY,))
+
+
 def upsample(arrivals: Times, frames: int, height: int, row_beats: int, width: int, factor: int) -> Timing:
     """Rows sent ``factor`` times, pixels repeated; a row is taken while the last copy of the row before it leaves."""
     per_pixel = row_beats // width

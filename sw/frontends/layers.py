@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hw.params import Window
-from sw.ops import Add, Array, Conv, Deform, Depthwise, Op, Requant
+from sw.ops import Add, Array, Conv, Deform, Depthwise, Multiply, Op, Requant
 
+from .functions import gated
 from .onnx_file import FileNode
 from .quant import align
 from .scales import exact
@@ -154,7 +155,7 @@ def batch_normalization(imp: Importer, node: FileNode) -> None:
 
 def _affine(imp: Importer, node: FileNode, act: Act, factor: np.ndarray, addend: np.ndarray) -> None:
     """y = act · factor + addend, a constant pair for each channel, folded into the layer before it."""
-    if act.quantized or act.low is not None or act.high is not None:
+    if act.quantized or act.low is not None or act.high is not None or act.function is not None:
         raise node.refuse("its input is not a layer's accumulator", "the node right after a convolution, before activation and Quant")
     if len(imp.origins) and any(act.tensor in n.inputs for n in imp.nodes):
         raise node.refuse("its input is used elsewhere too", "a convolution whose only reader is this node")
@@ -176,7 +177,10 @@ def _affine(imp: Importer, node: FileNode, act: Act, factor: np.ndarray, addend:
 
 
 def multiply(imp: Importer, node: FileNode) -> None:
-    """Mul by a constant: the tap pattern of a deformable convolution, or a factor that folds into the layer before it."""
+    """Mul of two activations: a unit. By a constant: the tap pattern of a deformable convolution, or a factor that is folded."""
+    if not any(isinstance(imp.value(node, k), np.ndarray) for k in (0, 1)):
+        _multiply_maps(imp, node)
+        return
     index = 0 if not isinstance(imp.value(node, 0), np.ndarray) else 1
     act, constant = imp.act(node, index, quantized=False), imp.constant(node, 1 - index, "factor")
     kernel = round((constant.size // 2) ** 0.5)
@@ -188,6 +192,18 @@ def multiply(imp: Importer, node: FileNode) -> None:
         imp.set(node.outputs[0], taps, removed="lower deformable convolution: the tap pattern is built into the unit")
         return
     _affine(imp, node, act, constant.astype(np.float64), np.zeros(1))
+
+
+def _multiply_maps(imp: Importer, node: FileNode) -> None:
+    """Element by element, scales multiply and nothing is rounded; or x · f(x), which is a table."""
+    if gated(imp, node):
+        return
+    a, b = imp.act(node, 0), imp.act(node, 1)
+    if imp.type(a).shape != imp.type(b).shape:
+        raise node.refuse(f"its inputs are {imp.type(a)} and {imp.type(b)}", "two maps of one size and as many channels")
+    scale = (a.scale[0] * b.scale[0],)
+    imp.emit(node, Multiply(), (a.tensor, b.tensor), (scale,))
+    imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=scale, quantized=False))
 
 
 def tap_pattern(kernel: int) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sw.ops import Concat, MaxPool, Shuffle, Split, Upsample
+from hw.params import Window
+from sw.ops import AveragePool, Concat, GlobalAveragePool, Image, MaxPool, Op, Shuffle, Split, Upsample
 
 from .layers import window
 from .onnx_file import FileNode
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .qonnx import Importer
 
 
-def _emit(imp: Importer, node: FileNode, op: MaxPool | Upsample | Shuffle, act: Act) -> None:
+def _emit(imp: Importer, node: FileNode, op: Op, act: Act) -> None:
     imp.emit(node, op, (act.tensor,), (act.scale,))
     imp.set(node.outputs[0], replace(act, tensor=node.outputs[0]))
 
@@ -28,12 +29,53 @@ def identity(imp: Importer, node: FileNode) -> None:
 def max_pool(imp: Importer, node: FileNode) -> None:
     """MaxPool on quantized integers."""
     act = imp.act(node)
+    _emit(imp, node, MaxPool(window=_pooling(node)), act)
+
+
+def average_pool(imp: Importer, node: FileNode) -> None:
+    """AveragePool on quantized integers: the sum, at a scale as much finer as a window has taps."""
+    act, shape = imp.act(node), _pooling(node)
+    if any(shape.pad) and not node.attributes.get("count_include_pad", 0):
+        raise node.refuse("padding that the mean leaves out", "no pads, or count_include_pad 1")
+    _mean(imp, node, AveragePool(window=shape), act, shape.taps)
+
+
+def global_average_pool(imp: Importer, node: FileNode) -> None:
+    """GlobalAveragePool, or ReduceMean over rows and columns, on quantized integers."""
+    act = imp.act(node)
+    if node.op_type == "ReduceMean":
+        axes = imp.constant(node, 1, "axes").ravel().tolist() if len(node.inputs) > 1 else list(node.attributes.get("axes", []))
+        if sorted(a % 4 for a in axes) != [2, 3] or not node.attributes.get("keepdims", 1):
+            raise node.refuse(f"axes {axes}, keepdims {node.attributes.get('keepdims', 1)}", "axes 2 and 3 (rows and columns), keepdims 1")
+    _mean(imp, node, GlobalAveragePool(), act, imp.type(act).pixels)
+
+
+def _mean(imp: Importer, node: FileNode, op: Op, act: Act, count: int) -> None:
+    scale = (act.scale[0] / count,)
+    imp.emit(node, op, (act.tensor,), (scale,))
+    imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=scale, quantized=False))
+
+
+def pad(imp: Importer, node: FileNode) -> None:
+    """Pad with 0 around the rows and columns."""
+    act = imp.act(node)
+    pads = imp.constant(node, 1, "pads").ravel().tolist() if len(node.inputs) > 1 else list(node.attributes.get("pads", []))
+    value = imp.constant(node, 2, "value").ravel().tolist() if len(node.inputs) > 2 and node.inputs[2] else [0]
+    if node.attributes.get("mode", "constant") != "constant" or any(value) or len(node.inputs) > 3:
+        raise node.refuse("it does not pad all axes with 0", "mode constant, value 0, pads of all four axes")
+    if len(pads) != 8 or any(pads[k] for k in (0, 1, 4, 5)) or min(pads) < 0:
+        raise node.refuse(f"pads {pads}", "eight pads, none negative, 0 for images and channels")
+    _emit(imp, node, Image(pad=(pads[2], pads[3], pads[6], pads[7])), act)
+
+
+def _pooling(node: FileNode) -> Window:
+    """The window of a pooling node."""
     if node.attributes.get("ceil_mode", 0) or node.attributes.get("auto_pad", "NOTSET") != "NOTSET" or len(node.outputs) > 1:
         raise node.refuse("ceil_mode, auto_pad or indices", "explicit pads, floor mode, one output")
     kernel = node.attributes.get("kernel_shape", [])
     if len(kernel) != 2:
         raise node.refuse(f"kernel_shape {list(kernel)}", "two sizes")
-    _emit(imp, node, MaxPool(window=window(node, (kernel[0], kernel[1]))), act)
+    return window(node, (kernel[0], kernel[1]))
 
 
 def resize(imp: Importer, node: FileNode) -> None:

@@ -16,7 +16,7 @@ from sw.errors import CompileError
 from sw.graph import Graph, Node, Origin, Tensor, infer, verify
 from sw.ops import Conv, Deform, Depthwise, Op, TensorType
 
-from . import layers, moves, quant
+from . import functions, layers, moves, quant
 from .onnx_file import MAX_ELEMENTS, FileNode, OnnxFile, read
 from .values import Act, Value
 
@@ -110,6 +110,11 @@ HANDLERS: dict[str, Callable[[Importer, FileNode], None]] = {
     "Sub": layers.subtract,
     "Add": layers.add,
     "MaxPool": moves.max_pool,
+    "AveragePool": moves.average_pool,
+    "GlobalAveragePool": moves.global_average_pool,
+    "ReduceMean": moves.global_average_pool,
+    "Pad": moves.pad,
+    **dict.fromkeys(functions.FUNCTIONS, functions.activation),
     "Resize": moves.resize,
     "Upsample": moves.resize,
     "Split": moves.split,

@@ -11,8 +11,9 @@ from sw.graph import Tensor
 from sw.ops import Requant, TensorType
 from sw.ops.requant import Rounding
 
+from .functions import emit_table
 from .onnx_file import FileNode
-from .scales import can_tie, dyadic, exact
+from .scales import EXHAUSTIVE_BITS, can_tie, differing, dyadic, exact
 from .values import Act, Integers
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ def _requantize(imp: Importer, node: FileNode, scale: np.ndarray, bits: int) -> 
         high = min(high, round(act.high / out))
     if low > high:
         raise node.refuse("its clamp leaves no value", "a Clip that overlaps the quantizer's range")
-    emit_requant(imp, node, act, out, bits=bits, signed=signed, low=low, high=high, mode=str(node.attributes.get("rounding_mode", "ROUND")))
+    mode = str(node.attributes.get("rounding_mode", "ROUND"))
+    emit = emit_requant if act.function is None else emit_table
+    emit(imp, node, act, out, bits=bits, signed=signed, low=low, high=high, mode=mode)
     imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=(out,), quantized=True))
 
 
@@ -135,11 +138,14 @@ def emit_requant(
     except ValueError as error:
         raise node.refuse(str(error), "an output scale that is not far smaller than the input's") from None
     inexact = sum(not ok for _, _, ok in forms)
+    kind = imp.type(act)
     if inexact:
-        imp.notes.append(f"{node.name}: {inexact} of {len(forms)} multipliers are not m·2^-s and were rounded to 16 bits")
+        imp.notes.append(
+            f"{node.name}: {inexact} of {len(forms)} multipliers are not m·2^-s and were rounded to 16 bits"
+            + _effect([(r, f) for r, f in zip(ratios, forms, strict=True) if not f[2]], kind, (low, high), mode)
+        )
     forms = forms * channels if len(forms) == 1 else forms
     multipliers, shifts = [m for m, _, _ in forms], [s for _, s, _ in forms]
-    kind = imp.type(act)
     reach = max(-kind.lowest, kind.highest)
     op = Requant(
         multiplier=np.array(multipliers),
@@ -151,6 +157,16 @@ def emit_requant(
         rounding=_rounding(node, mode, signed, can_tie(multipliers, shifts, low, high, reach)),
     )
     imp.emit(node, op, (act.tensor,), ((out,),), name=name)
+
+
+def _effect(rounded: list[tuple[Fraction, tuple[int, int, bool]]], kind: TensorType, clamp: tuple[int, int], mode: str) -> str:
+    """What rounding the multipliers does to the results, where the input's values are few enough to try them all."""
+    if kind.bits > EXHAUSTIVE_BITS or mode.upper() not in ("ROUND", "FLOOR"):
+        return ""
+    wrong = [differing(r, m, s, (kind.lowest, kind.highest), clamp, floor=mode.upper() == "FLOOR") for r, (m, s, _) in rounded]
+    if not any(wrong):
+        return f"; every one of the {1 << kind.bits} inputs is still rounded as by the true quotient"
+    return f"; at most {max(wrong)} of {1 << kind.bits} inputs differ by 1 from the true quotient"
 
 
 def align(imp: Importer, node: FileNode) -> tuple[list[Act], Fraction]:

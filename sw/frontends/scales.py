@@ -9,6 +9,8 @@ import numpy as np
 #: Multipliers have at most this many bits (DESIGN.md section 3).
 MULTIPLIER_BITS = 16
 MAX_SHIFT = 47
+#: Accumulators of at most this many bits are tried exhaustively.
+EXHAUSTIVE_BITS = 18
 
 
 def exact(values: np.ndarray | float) -> tuple[Fraction, ...]:
@@ -64,3 +66,22 @@ def can_tie(multipliers: Sequence[int], shifts: Sequence[int], low: int, high: i
         if reach >= 1 << s - 1 and first_tie <= max(abs(low), abs(high)) + 1:
             return True
     return False
+
+
+def differing(ratio: Fraction, m: int, s: int, values: tuple[int, int], clamp: tuple[int, int], *, floor: bool) -> int:
+    """How many accumulators in the range ``values`` ``m·2^-s`` rounds to another integer than ``ratio``, the clamp applied.
+
+    The true result is rounded to nearest, ties to even, or down with ``floor``; the other one as the hardware does, ties upwards.
+    """
+    acc = np.arange(values[0], values[1] + 1, dtype=np.int64)
+    p, q = ratio.numerator, ratio.denominator
+    if abs(p) * int(np.abs(acc).max()) * 2 + q >= 1 << 62:
+        acc = acc.astype(object)  # Python integers: slow but exact
+    if floor:
+        true = acc * p // q
+    else:
+        true = (2 * acc * p + q) // (2 * q)
+        true = true - ((2 * acc * p + q) % (2 * q) == 0) * (true % 2)  # a tie went up to an odd number: it belongs below
+    half = 0 if floor else 1 << s - 1
+    got = acc * m + half >> s
+    return int(np.count_nonzero(np.clip(true, *clamp) != np.clip(got, *clamp)))

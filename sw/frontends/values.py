@@ -1,12 +1,17 @@
 """What an ONNX tensor can stand for while a file is lowered."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
 from sw.ops import Array
+
+#: A function of real numbers, element by element, in float64.
+Function = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,6 +27,7 @@ class Integers:
 class Act:
     """An activation: the real value is ``tensor``·``scale`` + ``offset``, clamped to ``low``..``high`` where those are given.
 
+    With ``function`` it is that function of ``tensor``·``scale``, clamped in the same way: a table, once a Quant follows.
     ``quantized`` says that it comes straight from a Quant (or only moved since), so that it may enter a multiplication.
     """
 
@@ -31,11 +37,12 @@ class Act:
     offset: tuple[Fraction, ...] = ()
     low: Fraction | None = None
     high: Fraction | None = None
+    function: Function | None = None
 
     @property
     def plain(self) -> bool:
         """Nothing is pending: the integers are the value."""
-        return self.quantized and not self.offset and self.low is None and self.high is None
+        return self.quantized and not self.offset and self.low is None and self.high is None and self.function is None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,14 +2,16 @@
 """Queues keep every beat in order, hold what they promise and keep up."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from amaranth.sim import Simulator
 
-from hw.lib.fifo import Fifo
+from hw.lib.fifo import Fifo, Kind
 from hw.params import Lanes
 from hw.testing import run_streams
+from hw.verilog import convert
 
 LANES = Lanes(lanes=2, bits=5, signed=True)
 BEATS = [[k % 31 - 15, -(k * 7 % 16)] for k in range(120)]
@@ -42,6 +44,25 @@ def test_holds_its_depth(depth: int) -> None:
     sim.add_clock(1e-6)
     sim.add_testbench(fill)
     sim.run()
+
+
+@pytest.mark.parametrize("kind", ["registers", "lut", "block"])
+@pytest.mark.parametrize("depth", [3, 6])
+def test_every_kind_keeps_order_depth_and_rate(kind: Kind, depth: int) -> None:
+    run_streams(Fifo(LANES, depth, kind), {"i": BEATS}, {"o": BEATS}, p_in=0.6, p_out=0.4)
+    assert run_streams(Fifo(LANES, depth, kind), {"i": BEATS}, {"o": BEATS}, p_in=1, p_out=1) <= len(BEATS) + 3
+
+
+def test_the_kind_is_what_synthesis_reads() -> None:
+    assert 'ram_style = "block"' in convert(Fifo(LANES, 64, "block"), "queue")
+    assert 'ram_style = "distributed"' in convert(Fifo(LANES, 64, "lut"), "queue")
+    assert "ram_style" not in convert(Fifo(LANES, 64), "queue")
+    assert not re.search(r"reg \[\d+:0\] \S+ \[\d+:0\];", convert(Fifo(LANES, 16, "registers"), "queue"))  # no memory
+
+
+def test_needs_a_kind_that_exists() -> None:
+    with pytest.raises(ValueError, match="kind must be one of auto, registers, lut, block, not 'ultra'"):
+        Fifo(LANES, 4, "ultra")  # type: ignore[arg-type]
 
 
 def test_needs_a_depth() -> None:

@@ -1,0 +1,65 @@
+# amaranth: UnusedElaboratable=no
+"""Average-pooling unit."""
+from __future__ import annotations
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.groups import last_group, used_lanes
+from hw.lib.ring import counter
+from hw.lib.window import WindowStage
+from hw.params import Lanes, Window
+from hw.units.base import Unit, signature
+
+
+class AveragePoolUnit(Unit):
+    """Exact sum of every window, 0 outside the map. Golden model: :meth:`sw.ops.average_pool.AveragePool.golden`.
+
+    Throughput: one tap of ``i.lanes`` channels a cycle. Latency: four cycles from the last beat that a result needs.
+
+    Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``i``; ``o``: as many lanes, wide
+    enough for the sums. Raises ValueError if the window or the lanes do not fit.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes, o: Lanes) -> None:
+        check_sums(i, o, window.taps)
+        self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group")
+        self.lanes, self.taps, self.channels = o, window.taps, channels
+        super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
+
+    @property
+    def frame_cycles(self) -> int:
+        """Taps of all output pixels and channel groups, or input beats if those are more."""
+        return self.window.frame_cycles
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.window = self.window
+        wiring.connect(m, wiring.flipped(self.i), self.window.i)
+        word = self.window.o
+        tap = counter(self.taps, "tap")
+        last = tap == self.taps - 1
+        m.d.comb += word.ready.eq(~self.o.valid | self.o.ready)
+        taken = word.valid & word.ready
+        used = used_lanes(self.channels, self.lanes, last_group(m, self.window.groups, taken & last))
+        with m.If(word.ready):
+            m.d.sync += self.o.valid.eq(word.valid & last)
+        with m.If(taken):
+            m.d.sync += tap.eq(Mux(last, 0, tap + 1))
+            for k in range(self.lanes.lanes):
+                total = Signal.like(self.o.payload[k], name=f"total_{k}", reset_less=True)
+                result = Mux(tap == 0, 0, total) + word.payload[k]
+                m.d.sync += total.eq(result)
+                with m.If(last):
+                    m.d.sync += self.o.payload[k].eq(Mux(used[k], result, 0))
+        return m
+
+
+def check_sums(i: Lanes, o: Lanes, count: int) -> None:
+    """ValueError unless ``o`` holds sums of ``count`` values of ``i``."""
+    if o.lanes != i.lanes or o.signed != i.signed or o.highest < count * i.highest or o.lowest > count * i.lowest:
+        raise ValueError(f"o must have {i.lanes} lanes that hold sums of {count} values of {i!r}, not {o!r}")
