@@ -34,6 +34,7 @@ NAMES: tuple[str, ...] = (
     "overlock",
     "spark",
     "dsclora",
+    "spartan",
 )
 
 
