@@ -7,6 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.mac import Mac
+from hw.lib.taps import WindowTaps, taps_cycles
+from hw.lib.taps_mac import TapsMac
 from hw.lib.window import WindowStage
 from hw.params import Ints, Ints3, Lanes, Window
 from hw.units.base import Unit, signature
@@ -15,33 +17,55 @@ from hw.units.base import Unit, signature
 class DepthwiseUnit(Unit):
     """One kernel a channel, bias added. Golden model: :meth:`sw.ops.depthwise.Depthwise.golden`.
 
-    A line buffer emits the taps of each channel group, a row of multipliers accumulates them. Throughput: one tap of
-    ``i.lanes`` channels a cycle. Latency: six cycles from the last beat that a result needs.
+    A line buffer emits the taps of each channel group, ``taps`` of them a cycle are multiplied and added. Throughput: ``taps``
+    taps of ``i.lanes`` channels a cycle, at most a beat. Latency from the last beat that a result needs: six cycles with one
+    tap; with several, see :class:`hw.lib.taps.WindowTaps`, KH·KW / ``taps`` + 3 and the stages of an adder tree.
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``weights`` (KH, KW, C); ``bias`` (C,);
-    ``i``; ``o``: as many lanes, signed, the exact accumulator. Raises ValueError if they do not fit together.
+    ``taps`` a cycle: 1, KW (a row of the window) or KH·KW; ``i``; ``o``: as many lanes, signed, the exact accumulator.
+    Raises ValueError if they do not fit together.
     """
 
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, height: int, width: int, channels: int, window: Window, weights: Ints3, bias: Ints, i: Lanes, o: Lanes) -> None:
+    def __init__(
+        self, *, height: int, width: int, channels: int, window: Window, weights: Ints3, bias: Ints, i: Lanes, o: Lanes, taps: int = 1
+    ) -> None:
         if (len(weights), *{len(row) for row in weights}) != window.kernel:
             raise ValueError(f"weights must be (KH, KW, C) with a {window.kernel} kernel, not rows of {[len(row) for row in weights]}")
         if len(bias) != channels:
             raise ValueError(f"bias must have {channels} entries, not {len(bias)}")
-        self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group")
-        self.mac = Mac(weights=[tap for row in weights for tap in row], bias=bias, i=i, o=o)
+        if taps not in (1, window.kernel[1], window.taps):
+            raise ValueError(f"taps must be 1, {window.kernel[1]} or {window.taps} with a {window.kernel} kernel, not {taps!r}")
+        rows = [tap for row in weights for tap in row]
+        self.taps = taps
+        self.window: WindowStage | WindowTaps
+        self.mac: Mac | TapsMac
+        if taps == 1:
+            self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group")
+            self.mac = Mac(weights=rows, bias=bias, i=i, o=o)
+        else:
+            self.window = WindowTaps(height=height, width=width, channels=channels, window=window, i=i)
+            if o.lanes != i.lanes:
+                raise ValueError(f"o must be signed and have {i.lanes} lanes like i, not {o!r}")
+            self.mac = TapsMac(weights=rows, bias=bias, at_once=taps, i=self.window.out, o=o)
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
     @property
     def frame_cycles(self) -> int:
-        """Taps of all output pixels and channel groups, or input beats if those are more."""
-        return self.window.frame_cycles
+        """Taps of all output pixels and channel groups over ``taps``, or input beats if those are more.
+
+        A little above either where a row of taps a cycle and a stride take turns in being slower (hw.lib.taps.taps_cycles).
+        """
+        if isinstance(self.window, WindowStage):
+            return self.window.frame_cycles
+        stage = self.window
+        return taps_cycles(stage.height, stage.width, stage.groups, stage.window, stage.window.taps // self.taps)
 
     @property
     def multipliers(self) -> int:
-        """One a lane."""
+        """``taps`` a lane."""
         return self.mac.multipliers
 
     def elaborate(self, platform: object) -> Module:

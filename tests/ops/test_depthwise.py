@@ -42,12 +42,13 @@ def frames(height: int, width: int, channels: int, i: Lanes, count: int = 4) -> 
 
 
 def case(
-    height: int, width: int, channels: int, window: Window, *, lanes: int, bits: int = 8, signed: bool = False, pysim: bool = False
-) -> Case:
+    height: int, width: int, channels: int, window: Window, *, lanes: int, bits: int = 8, signed: bool = False, taps: int = 1,
+    pysim: bool = False,
+) -> Case:  # fmt: skip
     i = Lanes(lanes=lanes, bits=bits, signed=signed)
     op = depthwise(channels, window)
-    name = f"{height}x{width}x{channels} by {lanes} {window.kernel} stride {window.stride}"
-    return Case(name=name, unit=unit(op, height, width, i), op=op, inputs=(frames(height, width, channels, i),), pysim=pysim)
+    name = f"{height}x{width}x{channels} by {lanes} {window.kernel} stride {window.stride} {taps} taps"
+    return Case(name=name, unit=unit(op, height, width, i, taps=taps), op=op, inputs=(frames(height, width, channels, i),), pysim=pysim)
 
 
 @pytest.mark.rtl
@@ -67,6 +68,34 @@ def test_units(check_units: Callable[..., None]) -> None:
     ])  # fmt: skip
 
 
+def square(k: int, *, stride: int = 1, dilation: int = 1) -> Window:
+    return Window(kernel=(k, k), stride=(stride, stride), dilation=(dilation, dilation), pad=(k // 2 * dilation,) * 4)
+
+
+@pytest.mark.rtl
+def test_several_taps_a_cycle(check_units: Callable[..., None]) -> None:
+    check_units([
+        case(4, 5, 3, SAME, lanes=2, taps=9, pysim=True),
+        case(5, 4, 3, SAME, lanes=1, taps=3, pysim=True, signed=True),
+        case(8, 8, 1, SAME, lanes=1, taps=9),  # one group: the weights are constants
+        case(8, 8, 4, square(3, stride=2), lanes=1, taps=9, bits=4),
+        case(8, 7, 5, square(3, stride=2), lanes=3, taps=3),
+        case(9, 8, 2, square(5), lanes=1, taps=25, signed=True),
+        case(6, 7, 3, square(5, dilation=2), lanes=2, taps=5),
+        case(10, 9, 1, square(9, stride=2), lanes=1, taps=9),
+        case(6, 6, 2, Window(kernel=(2, 3), pad=(0, 1, 0, 1)), lanes=2, taps=6),
+    ])  # fmt: skip
+
+
+def test_all_taps_at_once_takes_a_beat_a_cycle() -> None:
+    """The second figure's depthwise layer: 9 multiplications a cycle at one channel a beat."""
+    for stride in (1, 2):
+        wide = unit(depthwise(32, square(3, stride=stride)), 16, 16, Lanes(lanes=1, bits=8, signed=False), taps=9)
+        assert (wide.frame_cycles, wide.multipliers) == (16 * 16 * 32, 9)
+    row = unit(depthwise(32, SAME), 16, 16, Lanes(lanes=1, bits=8, signed=False), taps=3)
+    assert (row.frame_cycles, row.multipliers) == (16 * 16 * 32 * 3, 3)
+
+
 def test_says_what_it_takes() -> None:
     x = Lanes(lanes=4, bits=8, signed=False)
     assert unit(depthwise(10, SAME), 6, 5, x).frame_cycles == 6 * 5 * 9 * 3
@@ -77,6 +106,9 @@ def test_says_what_it_takes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"taps": 2}, "taps must be 1, 3 or 9"),
+        ({"taps": 9, "o": Lanes(lanes=1, bits=20, signed=True)}, "o must be signed and have 2 lanes"),
+        ({"taps": 9, "o": Lanes(lanes=2, bits=3, signed=True)}, "bias must fit 3 bits"),
         ({"bias": [0]}, "bias must have 4 entries, not 1"),
         ({"weights": [[[1] * 4]]}, "weights must be"),
         ({"weights": [[[1] * 3] * 3] * 3}, "weights must be"),
