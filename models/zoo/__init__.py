@@ -35,6 +35,7 @@ NAMES: tuple[str, ...] = (
     "spark",
     "dsclora",
     "spartan",
+    "poincare",
 )
 
 
