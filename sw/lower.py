@@ -114,9 +114,10 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
         frac_bits=op.frac_bits,
         low=op.low,
         high=op.high,
-        base=op.origin,
+        base=op.base,
+        free=op.free,
         i=i,
-        offset=lanes(offset, 1),
+        offset=lanes(offset, 1 + op.free),
         o=o,
     )
 
@@ -207,7 +208,7 @@ def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
         design.ports[tensor] = Port(unit=name, port=port, lanes=lanes(outs[k], fold.lanes_out))
     for k, tensor in enumerate(node.inputs):
         if isinstance(node.op, Deform):
-            port, count = (("i", fold.lanes_in), ("offset_i", 1))[k]
+            port, count = (("i", fold.lanes_in), ("offset_i", 1 + node.op.free))[k]
         else:
             port, count = ("i" if len(node.inputs) == 1 else f"i{k}"), fold.lanes_in
         readers[tensor].append(Port(unit=name, port=port, lanes=lanes(types[k], count)))

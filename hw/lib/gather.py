@@ -13,7 +13,8 @@ from hw.units.base import signature
 class GatherStage(wiring.Component):
     """For every output pixel, channel group and tap (in this order) the map at p + s·(i, j), times 2^(2F).
 
-    The dilation s = (code + base)·2^-F of a pixel comes from ``offset_i``; a code beyond low..high saturates. Rows lie in a ring of
+    The dilation s = (code + base)·2^-F of a pixel comes from ``offset_i``; a code beyond low..high saturates. With ``free``
+    a beat of ``offset_i`` is a tap's offset (y, x), code·2^-F, and the tap lies at p + (i, j) + offset. Rows lie in a ring of
     ``rows`` rows shared by consecutive frames, in four memories by the parity of the running row count and of the column
     (one memory if F = 0), so that all four neighbours of a position are read at once and nothing depends on the offsets.
     Interpolation is exact: (a·2^F + f·(b - a)) along x, then the same along y; a neighbour outside the map is 0.
@@ -23,8 +24,8 @@ class GatherStage(wiring.Component):
     when it ends. Multipliers: none by weights; interpolation takes 3 of F bits × (``i.bits`` + 1 or + F + 1) a lane.
 
     Parameters: ``height``, ``width``, ``channels``; ``size`` K, odd, >= 3; ``frac_bits`` F in 0..4; ``low``, ``high``
-    of the code; ``base``: 2^F (the default) where the code is s - 1, 0 where it is s; ``i``;
-    ``offset``: one lane.
+    of the code; ``base``: 2^F (the default) where the code is s - 1, 0 where it is s; ``free``; ``i``;
+    ``offset``: one lane, two with ``free``.
     Members: ``i``, ``offset_i`` and ``o``: lanes of ``i``, 2F bits wider. Raises ValueError for arguments out of range.
     """
 
@@ -34,7 +35,7 @@ class GatherStage(wiring.Component):
 
     def __init__(
         self, *, height: int, width: int, channels: int, size: int, frac_bits: int, low: int, high: int, i: Lanes, offset: Lanes,
-        base: int | None = None,
+        base: int | None = None, free: bool = False,
     ) -> None:  # fmt: skip
         if min(height, width, channels) < 1:
             raise ValueError(f"height, width and channels must be positive, not {(height, width, channels)!r}")
@@ -44,8 +45,9 @@ class GatherStage(wiring.Component):
             raise ValueError(f"frac_bits must be in 0..4, not {frac_bits!r}")
         if low > high:
             raise ValueError(f"low must be at most high, not {low!r} > {high!r}")
-        if offset.lanes != 1:
-            raise ValueError(f"offset must have one lane, not {offset.lanes!r}")
+        if offset.lanes != 1 + free:
+            raise ValueError(f"offset must have {'two lanes' if free else 'one lane'}, not {offset.lanes!r}")
+        self.free = free
         self.height, self.width, self.size, self.frac_bits, self.low, self.high = height, width, size, frac_bits, low, high
         self.base = 1 << frac_bits if base is None else base
         self.lanes, self.groups = i, i.beats(channels)
@@ -54,9 +56,16 @@ class GatherStage(wiring.Component):
 
     @property
     def reach(self) -> int:
-        """Rows around a pixel that its taps touch: R = ceil(max|s|·(K-1)/2)."""
-        one = 1 << self.frac_bits
-        return -(-max(abs(self.low + self.base), abs(self.high + self.base)) * (self.size // 2) // one)
+        """Rows around a pixel that its taps touch: R = ceil(max|s|·(K-1)/2), or (K-1)/2 + ceil(max|offset|) if they are free."""
+        return -(-self.furthest // (1 << self.frac_bits))
+
+    @property
+    def furthest(self) -> int:
+        """Greatest distance of a tap from its pixel along an axis, in 2^-F pixels."""
+        half = self.size // 2
+        if self.free:
+            return (half << self.frac_bits) + max(abs(self.low), abs(self.high))
+        return max(abs(self.low + self.base), abs(self.high + self.base)) * half
 
     @property
     def rows(self) -> int:
@@ -154,9 +163,7 @@ class GatherStage(wiring.Component):
 
     def _issue(self, m: Module, step: Value, ready: Value, y: Signal, row_done: Signal, frame_done: Signal) -> dict[str, Signal]:
         """Counters of the loops; registers the distances (ty, tx) in 2^-F pixels of the current tap and where its pixel lies."""
-        half = self.size // 2
-        furthest = max(abs(self.low + self.base), abs(self.high + self.base)) * half
-        dilation, known = Signal(signed(furthest.bit_length() + 1)), Signal()
+        known = Signal()
         x, group, i, j, slot = (
             counter(n, name)
             for n, name in ((self.width, "x"), (self.groups, "group"), (self.size, "i"), (self.size, "j"), (self.rows, "slot"))
@@ -174,23 +181,59 @@ class GatherStage(wiring.Component):
         with m.If(row_done):
             m.d.sync += slot.eq(Mux(slot == self.rows - 1, 0, slot + 1))
 
-        code = self.offset_i.payload[0]
-        m.d.comb += self.offset_i.ready.eq(~known | pixel_done)
-        with m.If(self.offset_i.ready):
-            m.d.sync += known.eq(self.offset_i.valid)
-            m.d.sync += dilation.eq(Mux(code < self.low, self.low, Mux(code > self.high, self.high, code)) + self.base)
-
-        distances = [dilation * k for k in range(-half, half + 1)]
+        down, right = self._free(m, go, known) if self.free else self._square(m, pixel_done, known)
+        bits = self.furthest.bit_length() + 1
         tap = {
             "valid": Signal(name="tap_valid"),
-            "ty": Signal(signed(furthest.bit_length() + 1), name="ty"),
-            "tx": Signal(signed(furthest.bit_length() + 1), name="tx"),
+            "ty": Signal(signed(bits), name="ty"),
+            "tx": Signal(signed(bits), name="tx"),
             **{name: Signal.like(source, name=f"{name}_1") for name, source in (("y", y), ("x", x), ("slot", slot), ("group", group))},
         }
         with m.If(step):
-            m.d.sync += [tap["valid"].eq(go), tap["ty"].eq(Array(distances)[i]), tap["tx"].eq(Array(distances)[j])]
+            m.d.sync += [tap["valid"].eq(go), tap["ty"].eq(Array(down)[i]), tap["tx"].eq(Array(right)[j])]
             m.d.sync += [tap["y"].eq(y), tap["x"].eq(x), tap["slot"].eq(slot), tap["group"].eq(group)]
         return tap
+
+    def _saturated(self, code: Value) -> Value:
+        return Mux(code < self.low, self.low, Mux(code > self.high, self.high, code))
+
+    def _square(self, m: Module, pixel_done: Value, known: Signal) -> tuple[list[Value], list[Value]]:
+        """Distances of all rows and of all columns of taps, from the dilation of the pixel."""
+        half, dilation = self.size // 2, Signal(signed(self.furthest.bit_length() + 1), name="dilation")
+        m.d.comb += self.offset_i.ready.eq(~known | pixel_done)
+        with m.If(self.offset_i.ready):
+            m.d.sync += [known.eq(self.offset_i.valid), dilation.eq(self._saturated(self.offset_i.payload[0]) + self.base)]
+        distances = [dilation * k for k in range(-half, half + 1)]
+        return distances, distances
+
+    def _free(self, m: Module, go: Value, known: Signal) -> tuple[list[Value], list[Value]]:
+        """Distances of the next tap, were it in each row and each column of taps, from its own offset.
+
+        The offsets of a pixel come with its first channel group and are kept for the others.
+        """
+        half, taps = self.size // 2, self.size**2
+        source = self.offset_i.payload.as_value()
+        fetch, arrives = Signal(), Signal()  # an offset is wanted, is there
+        m.d.comb += fetch.eq(~known | go)
+        if self.groups == 1:
+            m.d.comb += [self.offset_i.ready.eq(fetch), arrives.eq(self.offset_i.valid)]
+        else:
+            at, turn = counter(taps, "offset_tap"), counter(self.groups, "offset_group")
+            m.submodules.offsets = kept = memory.Memory(shape=len(source), depth=taps, init=[])
+            w_port, r_port, new = kept.write_port(), kept.read_port(domain="comb"), turn == 0
+            m.d.comb += [self.offset_i.ready.eq(fetch & new), arrives.eq(self.offset_i.valid | ~new)]
+            m.d.comb += [w_port.addr.eq(at), r_port.addr.eq(at), w_port.data.eq(source), w_port.en.eq(fetch & new & self.offset_i.valid)]
+            with m.If(fetch & arrives):
+                m.d.sync += at.eq(Mux(at == taps - 1, 0, at + 1))
+                with m.If(at == taps - 1):
+                    m.d.sync += turn.eq(Mux(turn == self.groups - 1, 0, turn + 1))
+            source = Mux(new, source, r_port.data)
+        codes = data.View(self.offset_i.payload.shape(), source)
+        held = [Signal(signed(max(abs(self.low), abs(self.high)).bit_length() + 1), name=f"offset_{n}") for n in "yx"]
+        with m.If(fetch):
+            m.d.sync += [known.eq(arrives), *(h.eq(self._saturated(codes[k])) for k, h in enumerate(held))]
+        down, right = ([(k << self.frac_bits) + h for k in range(-half, half + 1)] for h in held)
+        return down, right
 
     def _look_up(self, m: Module, step: Value, tap: dict[str, Signal]) -> tuple[Value, Value]:
         """Addresses the banks, two stages after the distances.

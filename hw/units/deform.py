@@ -13,7 +13,9 @@ from hw.units.base import Unit, signature
 
 
 class DeformUnit(Unit):
-    """Square, bounded, deformable, one kernel a channel. Golden model: :meth:`sw.ops.deform.Deform.golden`.
+    """Deformable, bounded, one kernel a channel; square (one dilation a pixel) or free (an offset for every tap).
+
+    Golden model: :meth:`sw.ops.deform.Deform.golden`.
 
     A gather stage reads the four neighbours of each tap's position and interpolates, a row of multipliers accumulates.
     Throughput: one tap of ``i.lanes`` channels a cycle, for every pattern of offsets. Latency: the first result of a
@@ -22,7 +24,8 @@ class DeformUnit(Unit):
 
     Parameters: ``height``, ``width``, ``channels`` of both maps; ``weights`` (K, K, C), K odd; ``bias`` (C,) at the scale of the
     accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: codes beyond saturate; ``base``: 2^F (the
-    default) where the code is s - 1, 0 where it is s itself; ``i``; ``offset``: one lane;
+    default) where the code is s - 1, 0 where it is s itself; ``free``; ``i``; ``offset``: one lane, or with ``free``
+    two (y, x), a beat a tap;
     ``o``: lanes of ``i``, signed, the exact accumulator. Raises ValueError if they do not fit together.
     """
 
@@ -32,7 +35,7 @@ class DeformUnit(Unit):
 
     def __init__(
         self, *, height: int, width: int, channels: int, weights: Ints3, bias: Ints, frac_bits: int, low: int, high: int,
-        i: Lanes, offset: Lanes, o: Lanes, base: int | None = None,
+        i: Lanes, offset: Lanes, o: Lanes, base: int | None = None, free: bool = False,
     ) -> None:  # fmt: skip
         size = len(weights)
         if any(len(row) != size for row in weights):
@@ -41,8 +44,8 @@ class DeformUnit(Unit):
             raise ValueError(f"bias must have {channels} entries, not {len(bias)}")
         self.gather = GatherStage(
             height=height, width=width, channels=channels, size=size, frac_bits=frac_bits, low=low, high=high, i=i, offset=offset,
-            base=base,
-        )
+            base=base, free=free,
+        )  # fmt: skip
         self.mac = Mac(weights=[tap for row in weights for tap in row], bias=bias, i=self.gather.out, o=o)
         super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(o))})
 

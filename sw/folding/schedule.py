@@ -140,7 +140,9 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
         return Timing(reads=(slide.reads(arrivals[0], vectors),), writes=(writes,))
     if isinstance(op, Deform):
         slide = Sliding.around(op.reach, FRAMES, x.height, x.width)
-        taps, ready = op.weights.shape[0] ** 2, np.maximum(slide.ready(arrivals[0]), arrivals[1])
+        taps = op.weights.shape[0] ** 2
+        per_offset = beats(op.offsets, 1 + op.free)  # beats of offsets a pixel; the last of them counts
+        ready = np.maximum(slide.ready(arrivals[0]), arrivals[1][per_offset - 1 :: per_offset])
     elif isinstance(op, Depthwise | MaxPool | AveragePool):
         slide = Sliding.of(op.window, FRAMES, x.height, x.width)
         taps, ready = op.window.taps, slide.ready(arrivals[0])
@@ -149,5 +151,7 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
     groups = beats(out.channels, fold.lanes_out)
     writes = timing.serve(np.repeat(ready, groups), taps)
     done = writes[groups - 1 :: groups]
-    reads = (slide.reads(arrivals[0], done),)
-    return Timing(reads=(*reads, done) if isinstance(op, Deform) else reads, writes=(writes + timing.LATENCY,))
+    reads: tuple[Times, ...] = (slide.reads(arrivals[0], done),)
+    if isinstance(op, Deform):
+        reads = (*reads, np.repeat(done, per_offset))
+    return Timing(reads=reads, writes=(writes + timing.LATENCY,))

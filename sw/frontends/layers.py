@@ -106,12 +106,10 @@ def _to_accumulator(imp: Importer, node: FileNode, real: list[Fraction], scale: 
 
 
 def deform_conv(imp: Importer, node: FileNode) -> None:
-    """ONNX DeformConv, depthwise, with one dilation a pixel: offsets = quantized map × constant tap pattern."""
+    """ONNX DeformConv, depthwise. Square: offsets = quantized map × constant tap pattern. Free: a quantized map of 2·K·K channels."""
     x, weights = _operands(imp, node)
-    taps = imp.value(node, 2)
     channels, size = imp.type(x).channels, weights.values.shape[2]
-    if not isinstance(taps, Taps):
-        raise node.refuse("its offsets are free", "square offsets: Clip, Quant, Mul by the constant tap pattern (y before x, row by row)")
+    taps = _taps(imp, node, size)
     if len(node.inputs) > 4 and node.inputs[4]:
         raise node.refuse("it has a modulation mask", "no mask")
     group, offset_group = int(node.attributes.get("group", 1)), int(node.attributes.get("offset_group", 1))
@@ -125,6 +123,19 @@ def deform_conv(imp: Importer, node: FileNode) -> None:
     op = replace(op, bias=_bias(imp, node, 3, scale, channels))
     imp.emit(node, op, (x.tensor, taps.tensor), (scale,))
     imp.set(node.outputs[0], Act(tensor=node.outputs[0], scale=scale, quantized=False))
+
+
+def _taps(imp: Importer, node: FileNode, size: int) -> Taps:
+    value = imp.value(node, 2)
+    if isinstance(value, Taps):
+        return value
+    act = imp.act(node, 2)
+    if imp.type(act).channels != 2 * size * size:
+        raise node.refuse(
+            f"its offsets have {imp.type(act).channels} channels",
+            f"{2 * size * size} channels, y before x, row by row; or square: Clip, Quant, Mul by the constant tap pattern",
+        )
+    return Taps(tensor=act.tensor, scale=act.scale[0], kernel=size, free=True)
 
 
 def _deform(imp: Importer, node: FileNode, x: Act, weights: Integers, taps: Taps) -> Deform:
@@ -141,7 +152,8 @@ def _deform(imp: Importer, node: FileNode, x: Act, weights: Integers, taps: Taps
         frac_bits=frac_bits,
         low=low,
         high=high,
-        base=(1 << frac_bits) * (1 - taps.shift),
+        base=None if taps.free else (1 << frac_bits) * (1 - taps.shift),
+        free=taps.free,
     )
 
 

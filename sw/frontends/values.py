@@ -47,15 +47,17 @@ class Act:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Taps:
-    """Offsets of a square deformable convolution: (``tensor``·``scale`` - ``shift``) times the tap pattern of a ``kernel``-wide window.
+    """Offsets of a deformable convolution: (``tensor``·``scale`` - ``shift``) times the tap pattern of a ``kernel``-wide window.
 
-    ``shift`` is 0 where the file quantizes o = s - 1, and 1 where it quantizes the dilation s itself and subtracts 1.
+    ``shift`` is 0 where the file quantizes o = s - 1, and 1 where it quantizes the dilation s itself and subtracts 1. ``free``: there is
+    no pattern, ``tensor`` has an offset for every tap.
     """
 
     tensor: str
     scale: Fraction
     kernel: int
     shift: int = 0
+    free: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Square, bounded, deformable depthwise convolution: one dilation a pixel, shared by all channels."""
+"""Deformable depthwise convolution: one dilation a pixel, or a free offset for every tap, shared by all channels."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ class Deform(Op):
 
     Inputs: ``x`` (H, W, C) and ``offset`` (H, W, 1), a code in steps of 2^-F pixel, F = ``frac_bits``. The dilation at a pixel is
     s = (code + ``base``)·2^-F: ``base`` is 2^F (the default) where the code is
-    o = s - 1, and 0 where it is s itself. Tap (i, j), i and j in -(K-1)/2..(K-1)/2, lies at p + s·(i, j). A coordinate c (in 2^-F pixels)
-    splits into c >> F and c & (2^F - 1); the four bilinear weights are exact integers whose sum is 2^(2F); a
+    o = s - 1, and 0 where it is s itself. Tap (i, j), i and j in -(K-1)/2..(K-1)/2, lies at p + s·(i, j). With ``free``, ``offset``
+    is (H, W, 2·K·K), y before x, taps row by row as in ONNX, and tap (i, j) lies at p + (i, j) + offset·2^-F. A coordinate c
+    (in 2^-F pixels) splits into c >> F and c & (2^F - 1); the four bilinear weights are exact integers whose sum is 2^(2F); a
     neighbour outside the map counts 0 by itself.
 
     ``acc = bias + Σ_taps weights[tap, c] · Σ_neighbours bilinear · x``: the accumulator and ``bias`` (C,) are at the scale
@@ -29,6 +30,7 @@ class Deform(Op):
     low: int
     high: int
     base: int | None = None
+    free: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", integers("weights", self.weights, 3))
@@ -39,6 +41,8 @@ class Deform(Op):
             raise ValueError(f"bias must have {self.weights.shape[2]} entries, not shape {self.bias.shape!r}")
         if not 0 <= self.frac_bits <= 4:
             raise ValueError(f"frac_bits must be in 0..4, not {self.frac_bits!r}")
+        if self.free and self.base is not None:
+            raise ValueError(f"base must be left out with free offsets, not {self.base!r}")
         if self.low > self.high:
             raise ValueError(f"low must be at most high, not {self.low!r} > {self.high!r}")
 
@@ -49,16 +53,26 @@ class Deform(Op):
 
     @property
     def reach(self) -> int:
-        """Rows (and columns) around a pixel that a tap's own position can touch: R = ceil(max|s|·(K-1)/2)."""
-        one = 1 << self.frac_bits
-        furthest: int = max(abs(self.low + self.origin), abs(self.high + self.origin)) * int(self.weights.shape[0] // 2)
+        """Rows (and columns) around a pixel that a tap's own position can touch: R = ceil(max|s|·(K-1)/2).
+
+        Free offsets: (K-1)/2 + ceil(max|offset|).
+        """
+        half, one = int(self.weights.shape[0] // 2), 1 << self.frac_bits
+        if self.free:
+            return half + -(-max(abs(self.low), abs(self.high)) // one)
+        furthest = max(abs(self.low + self.origin), abs(self.high + self.origin)) * half
         return -(-furthest // one)
+
+    @property
+    def offsets(self) -> int:
+        """Channels of ``offset``."""
+        return 2 * int(self.weights.shape[0]) ** 2 if self.free else 1
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         x, offset = inputs
         channels = self.weights.shape[2]
         expect_channels("deform", x.channels, channels)
-        expect_channels("deform's offset", offset.channels, 1)
+        expect_channels("deform's offset", offset.channels, self.offsets)
         if (x.height, x.width) != (offset.height, offset.width):
             raise ValueError(f"offset must be {x.height}x{x.width} like its map, not {offset.height}x{offset.width}")
         if self.low < offset.lowest or self.high > offset.highest:
@@ -72,16 +86,25 @@ class Deform(Op):
         acc = np.zeros(x.shape, np.int64) + self.bias
         for i in range(size):
             for j in range(size):
-                acc += self.weights[i, j] * self._sample(x.astype(np.int64), offset[..., 0], i - size // 2, j - size // 2)
+                acc += self.weights[i, j] * self._sample(x.astype(np.int64), *self._distance(offset, i, j))
         return (acc,)
 
-    def _sample(self, x: Array, offset: Array, i: int, j: int) -> Array:
-        """The map at p + s·(i, j) for every pixel p, times 2^(2F)."""
+    def _distance(self, offset: Array, i: int, j: int) -> tuple[Array, Array]:
+        """How far tap (i, j) lies from its pixel, down and right, in 2^-F pixels; each (N, H, W)."""
+        half = self.weights.shape[0] // 2
+        code = np.clip(offset.astype(np.int64), self.low, self.high)
+        if self.free:
+            tap = 2 * (i * self.weights.shape[0] + j)
+            return code[..., tap] + (i - half << self.frac_bits), code[..., tap + 1] + (j - half << self.frac_bits)
+        dilation = code[..., 0] + self.origin
+        return (i - half) * dilation, (j - half) * dilation
+
+    def _sample(self, x: Array, down_by: Array, right_by: Array) -> Array:
+        """The map at those distances from every pixel, times 2^(2F)."""
         frac, one = self.frac_bits, 1 << self.frac_bits
         _, height, width, _ = x.shape
-        dilation = np.clip(offset.astype(np.int64), self.low, self.high) + self.origin
-        row = (np.arange(height)[:, None] << frac) + i * dilation
-        col = (np.arange(width) << frac) + j * dilation
+        row = (np.arange(height)[:, None] << frac) + down_by
+        col = (np.arange(width) << frac) + right_by
         total = np.zeros(x.shape, np.int64)
         for down in (0, 1):
             for right in (0, 1):

@@ -157,9 +157,9 @@ def _unquantized_input(w: QonnxWriter) -> str:
     return w.node("Conv", [raw, weight2], "c", kernel_shape=[1, 1])
 
 
-def _free_offsets(w: QonnxWriter) -> str:
+def _fine_offsets(w: QonnxWriter) -> str:
     x = w.conv(w.image, "x", 4)
-    offsets = w.conv(x, "o", 18, relu=False)
+    offsets = w.conv(x, "o", 18, relu=False, out_scale=2.0**-5)
     weight = w.quant(w.constant("w", np.ones((4, 1, 3, 3))), "wq", 1.0, bits=4, signed=True)
     return w.node("DeformConv", [x, weight, offsets], "c", kernel_shape=[3, 3], pads=[1] * 4, group=4)
 
@@ -202,7 +202,7 @@ REFUSED: list[tuple[Callable[[QonnxWriter], str], str]] = [
     (_grouped, "2 groups on 4 channels.*Accepted"),
     (_zero_point, "zero point is not 0.*Accepted"),
     (_unquantized_input, "not quantized.*Accepted: a Quant node between"),
-    (_free_offsets, "offsets are free.*Accepted: square offsets"),
+    (_fine_offsets, "offsets in steps of.*Accepted: steps of 2"),
     (_wrong_pattern, "not the tap pattern.*Accepted"),
     (_bilinear_resize, "does not repeat every pixel.*Accepted: mode nearest"),
     (_stray_transpose, "perm.*Accepted.*channel shuffle"),
