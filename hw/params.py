@@ -3,12 +3,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 #: Nested integers, outermost axis first (hardware knows no NumPy).
 Ints = Sequence[int]
 Ints2 = Sequence[Ints]
 Ints3 = Sequence[Ints2]
 Ints4 = Sequence[Ints3]
+
+
+#: How products are formed. "soft": logic only; "inferred": one multiplier each, as the tools find it; "packed27" and "packed18":
+#: several weights in one inferred multiplier of 27×18 (UltraScale+) or 18×18 bits (ECP5); "dsp48e2" and "mult18x18d": the same
+#: with the primitives instantiated.
+Multiplier = Literal["soft", "inferred", "packed27", "packed18", "dsp48e2", "mult18x18d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Integers from ``low`` to ``high``, both included."""
+
+    low: int
+    high: int
 
 
 @dataclass(frozen=True, kw_only=True)
