@@ -18,6 +18,10 @@ Ints4 = Sequence[Ints3]
 Multiplier = Literal["soft", "inferred", "packed27", "packed18", "dsp48e2", "mult18x18d"]
 
 
+#: Where constants stand: the tools' choice, LUTs, block RAM.
+RomKind = Literal["auto", "lut", "block"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Range:
     """Integers from ``low`` to ``high``, both included."""

@@ -11,6 +11,12 @@ def bits_for(values: Iterable[int]) -> int:
     return max((v if v >= 0 else ~v).bit_length() for v in values) + 1
 
 
+def wrap(value: int, bits: int) -> int:
+    """``value`` as ``bits`` of two's complement hold it."""
+    half = 1 << bits - 1
+    return (value + half & (1 << bits) - 1) - half
+
+
 def pack_row(values: Iterable[int], bits: int) -> int:
     """Integers side by side as one memory row, the first lowest, each two's complement in ``bits``."""
     row = 0

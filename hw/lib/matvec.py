@@ -9,9 +9,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.arith import adder_tree, bits_for, pack_row, tree_stages
+from hw.lib.arith import bits_for, wrap
+from hw.lib.dot import Dot
 from hw.lib.fifo import Fifo
-from hw.params import Ints, Ints3, Lanes
+from hw.params import Ints, Ints3, Lanes, Multiplier, Range, RomKind
 from hw.units.base import Unit, signature
 
 
@@ -30,6 +31,7 @@ class MatVec(Unit):
     ----------
     weights: (rows, beats, SIMD); bias: (rows,)
     i: stream in; o: stream out, signed, wide enough for every result (partial sums may wrap)
+    multiplier: kind of multipliers; memory: where the weights stand (auto: as the tools choose)
 
     Raises
     ------
@@ -39,7 +41,9 @@ class MatVec(Unit):
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, weights: Ints3, bias: Ints, i: Lanes, o: Lanes) -> None:
+    def __init__(
+        self, *, weights: Ints3, bias: Ints, i: Lanes, o: Lanes, multiplier: Multiplier = "inferred", memory: RomKind = "auto"
+    ) -> None:
         if not weights or len(weights) != len(bias):
             raise ValueError(f"weights and bias must have equal rows, not {len(weights)} and {len(bias)}")
         if len({len(row) for row in weights}) != 1 or any(len(beat) != i.lanes for row in weights for beat in row):
@@ -50,14 +54,16 @@ class MatVec(Unit):
         self.beats, self.folds = len(weights[0]), o.beats(len(weights))
         missing = self.folds * o.lanes - len(weights)
         rows = [*weights, *[[[0] * i.lanes] * self.beats] * missing]
-        self.weight_bits = bits_for(w for row in weights for beat in row for w in beat)
-        #: A row of the ROM for each cycle of a vector: PE × SIMD weights, SIMD of row 0 lowest.
+        values = [w for row in weights for beat in row for w in beat]
+        weight = Range(low=min(*values, 0), high=max(*values, 1))
+        self.dot = Dot(pe=o.lanes, simd=i.lanes, weight=weight, i=i, kind=multiplier)
+        self.memory = memory
+        #: A row of the ROM for each cycle of a vector: PE × SIMD weights as the multipliers take them.
         self.rom = [
-            pack_row((w for row in rows[f * o.lanes : (f + 1) * o.lanes] for w in row[b]), self.weight_bits)
-            for f in range(self.folds)
-            for b in range(self.beats)
+            self.dot.encode([row[b] for row in rows[f * o.lanes : (f + 1) * o.lanes]]) for f in range(self.folds) for b in range(self.beats)
         ]
-        padded = [*bias, *[0] * missing]
+        # The accumulator starts below the bias by what the packed fields carry too much.
+        padded = [wrap(v - self.beats * self.dot.offset, o.bits) for v in [*bias, *[0] * missing]]
         self.bias = [padded[k : k + o.lanes] for k in range(0, len(padded), o.lanes)]
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
@@ -72,8 +78,8 @@ class MatVec(Unit):
 
     @property
     def latency(self) -> int:
-        """Cycles from a fold's last step to its result: fetch, multiply, add, accumulate, output register."""
-        return 4 + tree_stages(self.i_lanes.lanes)
+        """Cycles from a fold's last step to its result: fetch, inner products, accumulate, output register."""
+        return 3 + self.dot.latency
 
     @property
     def multipliers(self) -> int:
@@ -93,11 +99,11 @@ class MatVec(Unit):
             with m.If(last):
                 m.d.sync += fold.eq(Mux(last_fold, 0, fold + 1))
         element = self.kept(m, step, issue, beat, last & last_fold, last_fold) if self.folds > 1 else self.passed(m, step, issue)
-        products = self.products(m, step, issue, element)
-        sums = [adder_tree(m, row, step, f"sum{k}") for k, row in enumerate(products)]
+        m.submodules.dot = self.dot
+        m.d.comb += [self.dot.x.eq(element), self.dot.w.eq(self.weights(m, step, issue)), self.dot.en.eq(step)]
 
         # What travels beside the data, up to the accumulators' input.
-        stages = 2 + tree_stages(self.i_lanes.lanes)
+        stages = 1 + self.dot.latency
         valid, first, end = ([Signal(name=f"{name}{k}") for k in range(stages)] for name in ("valid", "first", "end"))
         folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(stages)]
         with m.If(step):
@@ -105,10 +111,10 @@ class MatVec(Unit):
                 m.d.sync += [b.eq(a) for a, b in pairwise([start, *chain])]
             m.d.sync += done.eq(valid[-1] & end[-1])
         bias = self.bias_row(m, step, folds[-2])
-        for k, total in enumerate(sums):
+        for k in range(self.o_lanes.lanes):
             acc = Signal(signed(self.o_lanes.bits), name=f"acc{k}", reset_less=True)
             with m.If(step & valid[-1]):
-                m.d.sync += acc.eq(Mux(first[-1], bias[k], acc) + total)
+                m.d.sync += acc.eq(self.dot.o[k] + Mux(first[-1], bias[k], acc))
             m.d.comb += out.i.payload[k].eq(acc)
         return m
 
@@ -149,26 +155,16 @@ class MatVec(Unit):
         ]
         return read.data
 
-    def products(self, m: Module, step: Signal, issue: Signal, element: Any) -> list[list[Value]]:
-        """PE rows of SIMD products, registered."""
-        bits, simd, pe = self.weight_bits, self.i_lanes.lanes, self.o_lanes.lanes
-        m.submodules.weights = rom = Memory(shape=bits * simd * pe, depth=len(self.rom), init=self.rom)
+    def weights(self, m: Module, step: Signal, issue: Signal) -> Value:
+        """The weights of a step, a cycle after its issue."""
+        style = {} if self.memory == "auto" else {"rom_style": {"lut": "logic", "block": "block"}[self.memory]}
+        m.submodules.weights = rom = Memory(shape=self.dot.row_bits, depth=len(self.rom), init=self.rom, attrs=style)
         port = rom.read_port()
         index = Signal(range(len(self.rom)))
         m.d.comb += [port.addr.eq(index), port.en.eq(step)]
         with m.If(issue):
             m.d.sync += index.eq(Mux(index == len(self.rom) - 1, 0, index + 1))
-        rows = []
-        for p in range(pe):
-            row = []
-            for n in range(simd):
-                at = (p * simd + n) * bits
-                value = element[n] * port.data[at : at + bits].as_signed()
-                row.append(Signal(value.shape(), name=f"product{p}_{n}", reset_less=True))
-                with m.If(step):
-                    m.d.sync += row[-1].eq(value)
-            rows.append(row)
-        return rows
+        return port.data
 
     def bias_row(self, m: Module, step: Signal, fold: Signal) -> list[Any]:
         """The accumulators' start values, a cycle after ``fold``."""

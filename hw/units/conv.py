@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.lib.matvec import MatVec
 from hw.lib.window import WindowStage
-from hw.params import Ints, Ints4, Lanes, Window
+from hw.params import Ints, Ints4, Lanes, Multiplier, RomKind, Window
 
 from .base import Unit, signature
 
@@ -58,6 +58,8 @@ class ConvUnit(Unit):
         bias: Ints,
         i: Lanes,
         o: Lanes,
+        multiplier: Multiplier = "inferred",
+        memory: RomKind = "auto",
     ) -> None:
         if len(weights) != out_channels or len(bias) != out_channels:
             raise ValueError(f"weights and bias must have {out_channels} rows, not {len(weights)} and {len(bias)}")
@@ -66,7 +68,7 @@ class ConvUnit(Unit):
             raise ValueError(f"weights must be (OC, {window.kernel[0]}, {window.kernel[1]}, {in_channels}), not {sorted(shapes)}")
         out_height, out_width = window.out_size(height, width)
         self.out_pixels = out_height * out_width
-        self.matvec = MatVec(weights=[by_beats(kernel, i.lanes) for kernel in weights], bias=bias, i=i, o=o)
+        self.matvec = MatVec(weights=[by_beats(kernel, i.lanes) for kernel in weights], bias=bias, i=i, o=o, multiplier=multiplier, memory=memory)
         self.window: WindowStage | None = None
         if window != Window():
             self.window = WindowStage(height=height, width=width, channels=in_channels, window=window, i=i, order="tap")
