@@ -155,7 +155,8 @@ class Dot(wiring.Component):
         for n in range(self.simd):
             (weight,) = self.weights_of(row, n)
             x, name = self.x[n], f"product{row}_{n}"
-            products.append(register(m, x * weight, self.en, name) if self.kind == "inferred" else soft_product(m, x, weight, self.en, name))
+            soft = self.kind != "inferred"
+            products.append(soft_product(m, x, weight, self.en, name) if soft else register(m, x * weight, self.en, name))
         return adder_tree(m, products, self.en, f"sum{row}")
 
     def packed(self, m: Module, group: int) -> list[Value]:
@@ -198,8 +199,8 @@ class Dot(wiring.Component):
 
     def chain_sum(self, m: Module, packing: Packing, group: int, terms: Sequence[int], name: str) -> tuple[Value, list[Value]]:
         """A chain's sum of words, and as late the sums of the low bits of each upper lane."""
-        makers = {"packed27": self.inferred_chain, "packed18": self.inferred_chain, "dsp48e2": self.dsp_chain, "mult18x18d": self.mult_chain}
-        total, delay = makers[self.kind](m, packing, group, terms, name)
+        make = {"dsp48e2": self.dsp_chain, "mult18x18d": self.mult_chain}.get(self.kind, self.inferred_chain)
+        total, delay = make(m, packing, group, terms, name)
         lows = []
         for lane, bits in enumerate(packing.spills):
             parts = []

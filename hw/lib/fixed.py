@@ -9,18 +9,21 @@ Rounding = Literal["half_up", "half_even", "floor"]
 ROUNDINGS: tuple[Rounding, ...] = ("half_up", "half_even", "floor")
 
 
+def shift_right(value: Value, count: Value) -> tuple[Any, Any]:
+    """``value >> count`` and whether a bit that fell out was set."""
+    mask = ((Const(1) << count) - 1)[: len(value)]
+    return value >> count, (value & mask).any()
+
+
 def shift_keep(product: Value, shift: Value | int) -> tuple[Any, Any]:
     """``product >> (shift - 1)``, which keeps the first discarded bit, and whether a bit below that was set; shift >= 1.
 
     Rounding in two steps (this, then :func:`round_kept`) lets a register stand between the shifter and the adder, and the
     adder is as narrow as the result.
     """
-    below = Value.cast(shift) - 1 if isinstance(shift, Value) else shift - 1
-    if isinstance(below, int):
-        return product >> below, product[:below].any() if below else Const(0)
-    fewer = below[: len(Value.cast(shift))]
-    mask = ((Const(1) << fewer) - 1)[: len(product)]
-    return product >> fewer, (product & mask).any()
+    if isinstance(shift, int):
+        return product >> shift - 1, product[: shift - 1].any() if shift > 1 else Const(0)
+    return shift_right(product, (shift - 1)[: len(shift)])
 
 
 def round_kept(kept: Value, sticky: Value, rounding: Rounding) -> Value:

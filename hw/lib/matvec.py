@@ -5,13 +5,12 @@ from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, stream
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import bits_for, wrap
-from hw.lib.dot import Dot
-from hw.lib.fifo import Fifo
+from hw.lib.core import MatVecCore
 from hw.params import Ints, Ints3, Lanes, Multiplier, Range, RomKind
 from hw.units.base import Unit, signature
 
@@ -56,14 +55,13 @@ class MatVec(Unit):
         rows = [*weights, *[[[0] * i.lanes] * self.beats] * missing]
         values = [w for row in weights for beat in row for w in beat]
         weight = Range(low=min(*values, 0), high=max(*values, 1))
-        self.dot = Dot(pe=o.lanes, simd=i.lanes, weight=weight, i=i, kind=multiplier)
+        self.core = MatVecCore(pe=o.lanes, simd=i.lanes, weight=weight, i=i, bits=o.bits, kind=multiplier)
         self.memory = memory
         #: A row of the ROM for each cycle of a vector: PE × SIMD weights as the multipliers take them.
-        self.rom = [
-            self.dot.encode([row[b] for row in rows[f * o.lanes : (f + 1) * o.lanes]]) for f in range(self.folds) for b in range(self.beats)
-        ]
+        folded = [rows[k : k + o.lanes] for k in range(0, len(rows), o.lanes)]
+        self.rom = [self.core.dot.encode([row[b] for row in fold]) for fold in folded for b in range(self.beats)]
         # The accumulator starts below the bias by what the packed fields carry too much.
-        padded = [wrap(v - self.beats * self.dot.offset, o.bits) for v in [*bias, *[0] * missing]]
+        padded = [wrap(v - self.beats * self.core.dot.offset, o.bits) for v in [*bias, *[0] * missing]]
         self.bias = [padded[k : k + o.lanes] for k in range(0, len(padded), o.lanes)]
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
@@ -78,8 +76,8 @@ class MatVec(Unit):
 
     @property
     def latency(self) -> int:
-        """Cycles from a fold's last step to its result: fetch, inner products, accumulate, output register."""
-        return 3 + self.dot.latency
+        """Cycles from a fold's last step to its result: fetch, inner products, accumulate."""
+        return 1 + self.core.latency
 
     @property
     def multipliers(self) -> int:
@@ -87,11 +85,9 @@ class MatVec(Unit):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.slice = out = Fifo(self.o_lanes, 2)
-        wiring.connect(m, out.o, wiring.flipped(self.o))
         step, issue = Signal(), Signal()
-        done = Signal()  # the accumulators hold results
-        m.d.comb += [step.eq(~done | out.i.ready), out.i.valid.eq(done)]
+        done = Signal()  # the accumulators hold results; no register behind them, a wide row of results would be dear to keep twice
+        m.d.comb += [step.eq(~done | self.o.ready), self.o.valid.eq(done)]
         beat, fold = Signal(range(self.beats)), Signal(range(self.folds))
         last, last_fold = beat == self.beats - 1, fold == self.folds - 1
         with m.If(issue):
@@ -99,23 +95,17 @@ class MatVec(Unit):
             with m.If(last):
                 m.d.sync += fold.eq(Mux(last_fold, 0, fold + 1))
         element = self.kept(m, step, issue, beat, last & last_fold, last_fold) if self.folds > 1 else self.passed(m, step, issue)
-        m.submodules.dot = self.dot
-        m.d.comb += [self.dot.x.eq(element), self.dot.w.eq(self.weights(m, step, issue)), self.dot.en.eq(step)]
-
-        # What travels beside the data, up to the accumulators' input.
-        stages = 1 + self.dot.latency
-        valid, first, end = ([Signal(name=f"{name}{k}") for k in range(stages)] for name in ("valid", "first", "end"))
-        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(stages)]
+        m.submodules.core = core = self.core
+        m.d.comb += [core.x.eq(element), core.w.eq(self.weights(m, step, issue)), core.en.eq(step)]
         with m.If(step):
-            for chain, start in ((valid, issue), (first, beat == 0), (end, last), (folds, fold)):
-                m.d.sync += [b.eq(a) for a, b in pairwise([start, *chain])]
-            m.d.sync += done.eq(valid[-1] & end[-1])
-        bias = self.bias_row(m, step, folds[-2])
-        for k in range(self.o_lanes.lanes):
-            acc = Signal(signed(self.o_lanes.bits), name=f"acc{k}", reset_less=True)
-            with m.If(step & valid[-1]):
-                m.d.sync += acc.eq(self.dot.o[k] + Mux(first[-1], bias[k], acc))
-            m.d.comb += out.i.payload[k].eq(acc)
+            m.d.sync += [core.valid.eq(issue), core.first.eq(beat == 0), core.end.eq(last)]
+        # The bias is read one cycle before the accumulators take it.
+        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(core.latency)]
+        with m.If(step):
+            m.d.sync += [b.eq(a) for a, b in pairwise([fold, *folds])]
+        for k, value in enumerate(self.bias_row(m, step, folds[-2])):
+            m.d.comb += core.bias[k].eq(value)
+        m.d.comb += [done.eq(core.done), self.o.payload.as_value().eq(core.o.as_value())]
         return m
 
     def passed(self, m: Module, step: Signal, issue: Signal) -> Signal:
@@ -158,7 +148,7 @@ class MatVec(Unit):
     def weights(self, m: Module, step: Signal, issue: Signal) -> Value:
         """The weights of a step, a cycle after its issue."""
         style = {} if self.memory == "auto" else {"rom_style": {"lut": "logic", "block": "block"}[self.memory]}
-        m.submodules.weights = rom = Memory(shape=self.dot.row_bits, depth=len(self.rom), init=self.rom, attrs=style)
+        m.submodules.weights = rom = Memory(shape=self.core.dot.row_bits, depth=len(self.rom), init=self.rom, attrs=style)
         port = rom.read_port()
         index = Signal(range(len(self.rom)))
         m.d.comb += [port.addr.eq(index), port.en.eq(step)]

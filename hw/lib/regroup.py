@@ -16,9 +16,10 @@ from hw.units.base import Unit, signature
 class Regroup(Unit):
     """Gearbox: the channels of a pixel in beats of ``o_lanes`` instead of ``i.lanes``; pixels never share a beat.
 
-    A shift register holds what has come of a pixel; a beat leaves when it is full or the pixel complete, and in the same
-    cycle the next may come in. Interval of a pixel: :attr:`pixel_cycles`, the greater number of beats, or one or two more
-    where the sizes do not divide. Latency one cycle after the last beat needed; ready passes through from the output.
+    A register holds what has come of a pixel; a beat leaves when it is full or the pixel complete, and in the same
+    cycle the next may come in. Where one width is a multiple of the other it is loaded or shifted as a whole (one LUT a bit, or
+    none), otherwise a shifter places each beat. Interval of a pixel: :attr:`pixel_cycles`, the greater number of beats, or one or
+    two more where the sizes do not divide. Latency one cycle after the last beat needed; ready passes through from the output.
 
     Parameters
     ----------
@@ -40,6 +41,9 @@ class Regroup(Unit):
     @property
     def pixel_cycles(self) -> int:
         """Cycles from one pixel to the next at full rate: the schedule of ``elaborate``, stepped in Python."""
+        widths = self.i_lanes.lanes, self.o_lanes.lanes
+        if max(widths) % min(widths) == 0:
+            return max(self.i_lanes.beats(self.channels), self.o_lanes.beats(self.channels))
         taken, given, n_in, n_out = 0, 0, self.i_lanes.beats(self.channels), self.o_lanes.beats(self.channels)
         cycles = 0
         while given < n_out:
@@ -59,7 +63,54 @@ class Regroup(Unit):
         return self.pixels * self.pixel_cycles
 
     def elaborate(self, platform: Any) -> Module:
+        t_in, t_out = self.i_lanes.lanes, self.o_lanes.lanes
         m = Module()
+        if t_in % t_out == 0:
+            self.serialize(m, t_in // t_out)
+        elif t_out % t_in == 0:
+            self.collect(m, t_out // t_in)
+        else:
+            self.shift(m)
+        return m
+
+    def serialize(self, m: Module, ratio: int) -> None:
+        """Wide to narrow: a beat is loaded whole and shifted out."""
+        n_in, n_out = self.i_lanes.beats(self.channels), self.o_lanes.beats(self.channels)
+        held = Signal(self.i_lanes.width, reset_less=True)
+        rest, taken = Signal(range(ratio + 1)), Signal(range(n_in))  # beats left in the register; beats of the pixel
+        last = taken == n_in - 1
+        m.d.comb += [
+            self.o.valid.eq(rest != 0),
+            self.o.payload.as_value().eq(held),
+            self.i.ready.eq((rest == 0) | ((rest == 1) & self.o.ready)),
+        ]
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [held.eq(self.arrived(m, last)), taken.eq(Mux(last, 0, taken + 1))]
+            m.d.sync += rest.eq(Mux(last, n_out - (n_in - 1) * ratio, ratio))
+        with m.Elif(self.o.valid & self.o.ready):
+            m.d.sync += [held.eq(held >> self.o_lanes.width), rest.eq(rest - 1)]
+
+    def collect(self, m: Module, ratio: int) -> None:
+        """Narrow to wide: each beat has its place; the first clears the others."""
+        n_in = self.i_lanes.beats(self.channels)
+        places = [Signal(self.i_lanes.width, name=f"place{k}", reset_less=True) for k in range(ratio)]
+        level, taken = Signal(range(ratio)), Signal(range(n_in))  # beats in the register; beats of the pixel
+        last = taken == n_in - 1
+        m.d.comb += [self.o.payload.as_value().eq(Cat(places)), self.i.ready.eq(~self.o.valid | self.o.ready)]
+        with m.If(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            arrived = self.arrived(m, last)
+            full = last | (level == ratio - 1)
+            m.d.sync += [self.o.valid.eq(full), level.eq(Mux(full, 0, level + 1)), taken.eq(Mux(last, 0, taken + 1))]
+            for k, place in enumerate(places):
+                with m.If(level == k):
+                    m.d.sync += place.eq(arrived)
+                with m.Elif(level == 0):
+                    m.d.sync += place.eq(0)
+
+    def shift(self, m: Module) -> None:
+        """Any widths: beats are placed behind what is left of those before."""
         t_in, t_out = self.i_lanes.lanes, self.o_lanes.lanes
         n_in, n_out = self.i_lanes.beats(self.channels), self.o_lanes.beats(self.channels)
         step = gcd(t_in, t_out)
@@ -90,7 +141,6 @@ class Regroup(Unit):
             m.d.sync += [held.eq(kept), level.eq(left)]
             with m.If(final):
                 m.d.sync += taken.eq(0)
-        return m
 
     def arrived(self, m: Module, last: Any) -> Signal:
         """The beat coming in, with the unused lanes of a pixel's last beat cleared."""

@@ -68,7 +68,8 @@ class ConvUnit(Unit):
             raise ValueError(f"weights must be (OC, {window.kernel[0]}, {window.kernel[1]}, {in_channels}), not {sorted(shapes)}")
         out_height, out_width = window.out_size(height, width)
         self.out_pixels = out_height * out_width
-        self.matvec = MatVec(weights=[by_beats(kernel, i.lanes) for kernel in weights], bias=bias, i=i, o=o, multiplier=multiplier, memory=memory)
+        rows = [by_beats(kernel, i.lanes) for kernel in weights]
+        self.matvec = MatVec(weights=rows, bias=bias, i=i, o=o, multiplier=multiplier, memory=memory)
         self.window: WindowStage | None = None
         if window != Window():
             self.window = WindowStage(height=height, width=width, channels=in_channels, window=window, i=i, order="tap")

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import bits_for
 from hw.lib.fifo import Fifo
-from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep
+from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep, shift_right
 from hw.params import Ints, Lanes
 
 from .base import Unit, signature
@@ -21,7 +21,8 @@ from .base import Unit, signature
 class RequantUnit(Unit):
     """Accumulators to activations, ``clamp(round(acc · multiplier · 2^-shift), low, high)`` with a multiplier and shift a channel.
 
-    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles; ready is registered.
+    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles (6 where the
+    multiplication is split); ready is registered.
     Multipliers and shifts stand in a ROM of one row a channel group, or are constants where all groups agree.
 
     Parameters
@@ -31,6 +32,7 @@ class RequantUnit(Unit):
     low, high: the clamp, inside the range of ``o``
     rounding: "half_up", "half_even" or "floor"
     i, o: streams, with equal lanes
+    multiplier_bits: accumulators wider than this are multiplied in two parts and one more cycle (None: never): 18 suits ECP5
 
     Raises
     ------
@@ -39,6 +41,8 @@ class RequantUnit(Unit):
 
     i: stream.Interface
     o: stream.Interface
+
+    SPLIT = 17  # bits of the low part, unsigned
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class RequantUnit(Unit):
         o: Lanes,
         height: int = 1,
         width: int = 1,
+        multiplier_bits: int | None = None,
     ) -> None:
         if not len(multiplier) == len(shift) == channels:
             raise ValueError(f"multiplier and shift must have {channels} entries, not {len(multiplier)} and {len(shift)}")
@@ -70,6 +75,8 @@ class RequantUnit(Unit):
         self.groups = i.beats(channels)
         # Unused lanes are blanked; they take the first group's values, so that what all groups share stays a constant.
         spare = [k % i.lanes % channels for k in range(channels, self.groups * i.lanes)]
+        self.base = min(shift)
+        self.split = multiplier_bits is not None and i.bits > multiplier_bits
         self.multiplier = [*multiplier, *(multiplier[k] for k in spare)]
         self.shift = [*shift, *(shift[k] for k in spare)]
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
@@ -99,7 +106,7 @@ class RequantUnit(Unit):
         m.submodules.slice = out = Fifo(self.o_lanes, 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
         group = Signal(range(self.groups))
-        valid = [Signal(name=f"valid{k}") for k in range(4)]  # of the stages: input, product, shifted, rounded
+        valid = [Signal(name=f"valid{k}") for k in range(4 + self.split)]  # of the stages: input, product, shifted, rounded
         en = Signal()
         m.d.comb += [en.eq(~valid[-1] | out.i.ready), self.i.ready.eq(en), out.i.valid.eq(valid[-1])]
         with m.If(en):
@@ -108,35 +115,44 @@ class RequantUnit(Unit):
                 m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
         bits = bits_for(self.multiplier)
         multiplier = self.table(m, "multiplier", self.multiplier, signed(bits), group, en)
-        shift = self.table(m, "shift", self.shift, unsigned(max(self.shift).bit_length()), group, en)
+        # What all shifts have in common is wiring; only the rest is shifted by logic.
+        extra = [v - self.base for v in self.shift]
+        shift = self.table(m, "shift", extra, unsigned(max(extra).bit_length()), group, en)
         for n in range(self.i_lanes.lanes):
             m.d.comb += out.i.payload[n].eq(self.lane(m, n, multiplier[n], shift[n], en))
         self.blank_unused(m, out.i)
         return m
 
-    def lane(self, m: Module, n: int, multiplier: Value, shift: Value, en: Value) -> Signal:
-        """One lane's pipeline; a constant shift or multiplier of this lane is folded in."""
+    def lane(self, m: Module, n: int, multiplier: Value, extra: Value, en: Value) -> Signal:
+        """One lane's pipeline: the accumulator, its product (in two steps if split), shifted, rounded and clamped."""
+
+        def step(value: Any, name: str) -> Signal:
+            register = Signal(value.shape(), name=f"{name}{n}", reset_less=True)
+            with m.If(en):
+                m.d.sync += register.eq(value)
+            return register
+
         acc = Signal(signed(self.i_lanes.bits + (not self.i_lanes.signed)), name=f"acc{n}", reset_less=True)
-        product = Signal((acc * multiplier).shape(), name=f"product{n}", reset_less=True)
-        fixed = shift.value if isinstance(shift, Const) else None
-        shift_r = shift
-        if fixed is None:
-            shift_r = Signal(shift.shape(), name=f"shift{n}", reset_less=True)
-        shifted, lost = shift_keep(product, shift_r if fixed is None else fixed)
-        kept = Signal(shifted.shape(), name=f"kept{n}", reset_less=True)
-        sticky = Signal(name=f"sticky{n}", reset_less=True)
+        with m.If(en):
+            m.d.sync += acc.eq(self.i.payload[n])
+        fixed = isinstance(extra, Const)
+        if self.split:
+            low, high = step(acc[: self.SPLIT] * multiplier, "low"), step(acc[self.SPLIT :].as_signed() * multiplier, "high")
+            product = step((high << self.SPLIT) + low, "product")
+            extra = extra if fixed else step(step(extra, "extra_0_"), "extra")
+        else:
+            product = step(acc * multiplier, "product")
+            extra = extra if fixed else step(extra, "extra")
+        shifted, lost = shift_keep(product, self.base + (extra.value if isinstance(extra, Const) else 0))
+        if not fixed:
+            shifted, lost_more = shift_right(shifted, extra)
+            lost = lost | lost_more
+        kept = step(shifted, "kept")
+        sticky: Value = step(lost, "sticky") if self.rounding == "half_even" else Const(0)
         shape = signed(self.o_lanes.bits) if self.o_lanes.signed else unsigned(self.o_lanes.bits)
         result = Signal(shape, name=f"result{n}", reset_less=True)
         with m.If(en):
-            m.d.sync += [
-                acc.eq(self.i.payload[n]),
-                product.eq(acc * multiplier),
-                kept.eq(shifted),
-                sticky.eq(lost),
-                result.eq(saturate(round_kept(kept, sticky, self.rounding), self.low, self.high)),
-            ]
-            if fixed is None:
-                m.d.sync += shift_r.eq(shift)
+            m.d.sync += result.eq(saturate(round_kept(kept, sticky, self.rounding), self.low, self.high))
         return result
 
     def blank_unused(self, m: Module, o: stream.Interface) -> None:

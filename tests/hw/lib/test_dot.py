@@ -50,8 +50,11 @@ def test_dot(kind: Multiplier, pe: int, simd: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "weight, bits, signed",
-    [(Range(low=-8, high=7), 8, False), (Range(low=-8, high=7), 8, True), (Range(low=-128, high=127), 8, False), (NARROW, 3, True), (Range(low=-1, high=1), 8, True),
-     (Range(low=-2, high=1), 2, False), (Range(low=-31, high=31), 5, True), (Range(low=0, high=3), 8, False), (Range(low=-128, high=127), 8, True)],
+    [
+        (Range(low=-8, high=7), 8, False), (Range(low=-8, high=7), 8, True), (Range(low=-128, high=127), 8, False), (NARROW, 3, True),
+        (Range(low=-1, high=1), 8, True), (Range(low=-2, high=1), 2, False), (Range(low=-31, high=31), 5, True),
+        (Range(low=0, high=3), 8, False), (Range(low=-128, high=127), 8, True),
+    ],
 )  # fmt: skip
 def test_operand_ranges(kind: Multiplier, weight: Range, bits: int, signed: bool) -> None:
     check(Dot(pe=4, simd=5, weight=weight, i=Lanes(lanes=5, bits=bits, signed=signed), kind=kind), seed=bits, cycles=150)
