@@ -61,7 +61,7 @@ def lanes(kind: TensorType, count: int) -> Lanes:
     return Lanes(lanes=count, bits=kind.bits, signed=kind.signed)
 
 
-def _conv(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
+def _conv(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
     return ConvUnit(
         height=x.height,
         width=x.width,
@@ -72,6 +72,8 @@ def _conv(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
         bias=op.bias.tolist(),
         i=i,
         o=o,
+        multiplier=fold.multiplier,
+        memory=fold.memory,
     )
 
 
@@ -122,31 +124,31 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
     )
 
 
-#: How each operator becomes a unit: (operator, input types, input beats, output beats) -> unit.
-BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes], Unit]] = {
-    Conv: lambda op, t, i, o: _conv(op, t[0], i, o),
-    Depthwise: lambda op, t, i, o: _depthwise(op, t[0], i, o),
-    Deform: _deform,
-    Requant: lambda op, t, i, o: _requant(op, t[0], i, o),
-    MaxPool: lambda op, t, i, o: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
-    Upsample: lambda op, t, i, o: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
-    Split: lambda op, t, i, o: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),
-    Concat: lambda op, t, i, o: ConcatUnit(
+#: How each operator becomes a unit: (operator, input types, input beats, output beats, fold) -> unit.
+BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold], Unit]] = {
+    Conv: lambda op, t, i, o, fold: _conv(op, t[0], i, o, fold),
+    Depthwise: lambda op, t, i, o, fold: _depthwise(op, t[0], i, o),
+    Deform: lambda op, t, i, o, fold: _deform(op, t, i, o),
+    Requant: lambda op, t, i, o, fold: _requant(op, t[0], i, o),
+    MaxPool: lambda op, t, i, o, fold: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
+    Upsample: lambda op, t, i, o, fold: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
+    Split: lambda op, t, i, o, fold: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),
+    Concat: lambda op, t, i, o, fold: ConcatUnit(
         height=t[0].height, width=t[0].width, sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i
     ),
-    Add: lambda op, t, i, o: AddUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i),
-    Multiply: lambda op, t, i, o: MultiplyUnit(
+    Add: lambda op, t, i, o, fold: AddUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i),
+    Multiply: lambda op, t, i, o, fold: MultiplyUnit(
         height=t[0].height, width=t[0].width, channels=t[0].channels, a=i, b=lanes(t[1], i.lanes)
     ),
-    AveragePool: lambda op, t, i, o: AveragePoolUnit(
+    AveragePool: lambda op, t, i, o, fold: AveragePoolUnit(
         height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i, o=o
     ),
-    GlobalAveragePool: lambda op, t, i, o: GlobalAveragePoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i, o=o),
-    Table: lambda op, t, i, o: TableUnit(
+    GlobalAveragePool: lambda op, t, i, o, fold: GlobalAveragePoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i, o=o),
+    Table: lambda op, t, i, o, fold: TableUnit(
         height=t[0].height, width=t[0].width, channels=t[0].channels, values=op.values.tolist(), i=i, o=o
     ),
-    Image: lambda op, t, i, o: ImageUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, order=op.order, pad=op.pad, i=i),
-    Shuffle: lambda op, t, i, o: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
+    Image: lambda op, t, i, o, fold: ImageUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, order=op.order, pad=op.pad, i=i),
+    Shuffle: lambda op, t, i, o, fold: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
 }
 
 
@@ -198,7 +200,7 @@ def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
     i, o = lanes(types[0], fold.lanes_in), lanes(outs[0], fold.lanes_out)
     name = identifier(node.name)
     try:
-        design.units[name] = BUILDERS[type(node.op)](node.op, types, i, o)
+        design.units[name] = BUILDERS[type(node.op)](node.op, types, i, o, fold)
     except ValueError as error:
         widths = f"{fold.lanes_in} lanes in, {fold.lanes_out} out"
         raise CompileError(f"{node.name} ({node.op.name}) cannot be folded to {widths}: {error}") from None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, signed
-from amaranth.lib import data, wiring
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.dot import Dot
-from hw.params import Lanes, Multiplier, Range
+from hw.params import Ints2, Lanes, Multiplier, Range
+from hw.units.base import Unit, signature
 
 
 class MatVecCore(wiring.Component):
@@ -66,4 +67,68 @@ class MatVecCore(wiring.Component):
                 # The multiplexer second: it then shares the adder's LUTs.
                 m.d.sync += acc.eq(dot.o[k] + Mux(first[-1], self.bias[k], acc))
             m.d.comb += self.o[k].eq(acc)
+        return m
+
+
+class StreamedMatVec(Unit):
+    """A matrix-vector core whose operands both come by stream: ``o[p] = Σ over steps and n of w[p][n] · i[n]``.
+
+    For weights that are not kept on chip. An operand set a cycle, a beat of PE results every ``steps`` of them, no bubbles.
+    Latency ``core.latency`` cycles from a result's last operands.
+
+    Parameters: ``pe``, ``simd``, ``steps``; ``weight``: range of the weights; ``i``: elements (SIMD lanes); ``bits`` of a result;
+    ``kind``: multiplier. Port ``w_i`` takes rows of :meth:`encode`.
+    """
+
+    i: stream.Interface
+    w_i: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, *, pe: int, steps: int, weight: Range, i: Lanes, bits: int, kind: Multiplier) -> None:
+        self.core = MatVecCore(pe=pe, simd=i.lanes, weight=weight, i=i, bits=bits, kind=kind)
+        self.steps = steps
+        dot = self.core.dot
+        self.w_lanes = Lanes(lanes=dot.groups * i.lanes * dot.lanes, bits=max(dot.bits), signed=True)
+        o = Lanes(lanes=pe, bits=bits, signed=True)
+        super().__init__({"i": In(signature(i)), "w_i": In(signature(self.w_lanes)), "o": Out(signature(o))})
+
+    @property
+    def frame_cycles(self) -> int:
+        return self.steps
+
+    @property
+    def multipliers(self) -> int:
+        return self.core.multipliers
+
+    def encode(self, rows: Ints2) -> list[int]:
+        """One operand set's weights (PE, SIMD) as the lanes of a beat of ``w_i``."""
+        dot = self.core.dot
+        word, values = dot.encode(rows), []
+        for bits in dot.bits * (dot.groups * dot.simd):
+            values.append((word & (1 << bits) - 1) - (word >> bits - 1 & 1) * (1 << bits))
+            word >>= bits
+        return values
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.core = core = self.core
+        dot = core.dot
+        both, step = Signal(), Signal(range(self.steps))
+        last = step == self.steps - 1
+        m.d.comb += [
+            both.eq(self.i.valid & self.w_i.valid),
+            core.en.eq(~core.done | self.o.ready),
+            self.i.ready.eq(core.en & self.w_i.valid),
+            self.w_i.ready.eq(core.en & self.i.valid),
+            core.valid.eq(both),
+            core.first.eq(step == 0),
+            core.end.eq(last),
+            core.x.eq(self.i.payload),
+            core.w.eq(Cat(self.w_i.payload[k][:bits] for k, bits in enumerate(dot.bits * (dot.groups * dot.simd)))),
+            self.o.valid.eq(core.done),
+            self.o.payload.as_value().eq(core.o.as_value()),
+        ]
+        m.d.comb += [core.bias[k].eq(-self.steps * dot.offset) for k in range(core.pe)]
+        with m.If(both & core.en):
+            m.d.sync += step.eq(Mux(last, 0, step + 1))
         return m

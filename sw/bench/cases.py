@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from hw.chain import Chain
+from hw.lib.core import StreamedMatVec
 from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
-from hw.params import Lanes, Window
+from hw.params import Lanes, Multiplier, Range, Window
+from sw.folding.fold import Fold
 from sw.lower import BUILDERS, lanes
 from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
 from sw.ops.base import Array
@@ -55,13 +57,14 @@ class Sequence_:
 class UnitCase:
     """What is measured under one name.
 
-    ``make`` builds the unit (anew each time: units are elaborated once); ``model`` has ``golden``; ``types`` are the input maps;
+    ``make`` builds the unit (anew each time: units are elaborated once), ``make_ecp5`` its counterpart with that family's multipliers; ``model`` has ``golden``; ``types`` are the input maps;
     ``multiplications`` by weights a frame takes and ``multipliers`` the unit has (0 where there are none); ``plain``: name of the
     case that ``ratio_to_plain`` refers to; ``feed`` replaces random frames; ``interval``: what a part that knows no frames must reach.
     """
 
     name: str
     make: Callable[[], Any]
+    make_ecp5: Callable[[], Any] | None = None
     model: Any
     types: tuple[TensorType, ...]
     multiplications: int = 0
@@ -92,24 +95,31 @@ def kind(height: int, width: int, channels: int, bits: int = 8, signed: bool = F
     return TensorType(height=height, width=width, channels=channels, bits=bits, signed=signed)
 
 
-def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], **more: Any) -> UnitCase:
+#: Multipliers on each family: "inferred" stays what the tools make of it.
+VARIANTS: dict[str, tuple[Multiplier, Multiplier]] = {
+    "portable": ("packed27", "packed18"), "primitives": ("dsp48e2", "mult18x18d"), "inferred": ("inferred", "inferred"),
+}  # fmt: skip
+
+
+def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str = "portable", **more: Any) -> UnitCase:
     """Operators with one input and one output in sequence, each with its lanes in and out, built as the compiler builds them."""
     types = [x]
     for op, _, _ in stages:
         types += op.infer(types[-1])
     sides = [(lanes(a, i), lanes(b, o)) for (_, i, o), (a, b) in zip(stages, pairwise(types), strict=True)]
 
-    def units() -> list[Any]:
-        return [BUILDERS[type(op)](op, [t], *side) for (op, _, _), t, side in zip(stages, types, sides, strict=False)]
+    def units(multiplier: Multiplier) -> list[Any]:
+        folds = [Fold(lanes_in=i, lanes_out=o, multiplier=multiplier, memory="lut") for _, i, o in stages]
+        return [BUILDERS[type(op)](op, [t], *side, f) for (op, _, _), t, side, f in zip(stages, types, sides, folds, strict=False)]
 
-    def make() -> Any:
-        made = units()
+    def make(family: int = 0) -> Any:
+        made = units(VARIANTS[variant][family])
         return made[0] if len(made) == 1 else Chain(made, [(t.channels, t.pixels) for t in types[1:]], sides)
 
     ops = [op for op, _, _ in stages]
-    work = [(op.multiplications(t), unit.multipliers) for op, t, unit in zip(ops, types, units(), strict=False)]
+    work = [(op.multiplications(t), unit.multipliers) for op, t, unit in zip(ops, types, units("inferred"), strict=False)]
     return UnitCase(
-        name=name, make=make, model=Sequence_(ops), types=(x,), multiplications=sum(n for n, _ in work),
+        name=name, make=make, make_ecp5=partial(make, 1), model=Sequence_(ops), types=(x,), multiplications=sum(n for n, _ in work),
         multipliers=sum(k for n, k in work if n), **more,
     )  # fmt: skip
 
@@ -118,7 +128,7 @@ def joined(name: str, types: tuple[TensorType, ...], op: Op, i: int, o: int, **m
     """One operator with several inputs."""
     (out,) = op.infer(*types)
     case = UnitCase(
-        name=name, make=lambda: BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o)), model=op, types=types,
+        name=name, make=lambda: BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o), Fold(lanes_in=i, lanes_out=o)), model=op, types=types,
         multiplications=op.multiplications(*types), **more,
     )  # fmt: skip
     object.__setattr__(case, "multipliers", case.make().multipliers if case.multiplications else 0)
@@ -153,10 +163,44 @@ def requant(name: str, acc: TensorType, *, relu: bool = True) -> Requant:
     return Requant(multiplier=multiplier, shift=shift, low=low, high=high, bits=8, signed=not relu)
 
 
-def with_requant(name: str, x: TensorType, op: Op, i: int, o: int) -> UnitCase:
-    """An operator and the requantizer behind it."""
+def with_requant(name: str, x: TensorType, op: Op, i: int, o: int, scales: int, variant: str) -> UnitCase:
+    """An operator and the requantizer behind it, ``scales`` channels at a time."""
     (acc,) = op.infer(x)
-    return chain(name, x, (op, i, o), (requant(name, acc), o, o))
+    return chain(name, x, (op, i, o), (requant(name, acc), scales, scales), variant=variant)
+
+
+class _Core:
+    """Golden model of the matrix-vector core: the sums that its operands were drawn for."""
+
+    def __init__(self, pe: int, simd: int, steps: int, kind: Multiplier) -> None:
+        self.pe, self.simd, self.steps, self.kind = pe, simd, steps, kind
+        rng = np.random.default_rng(pe)
+        self.x = rng.choice([0, 1, 254, 255, 77, 130], (FRAMES, steps, simd))
+        self.w = rng.choice([-7, -6, -1, 0, 1, 3, 7], (FRAMES, steps, pe, simd))
+
+    def make(self) -> StreamedMatVec:
+        bits = 24
+        i = Lanes(lanes=self.simd, bits=8, signed=False)
+        return StreamedMatVec(pe=self.pe, steps=self.steps, weight=Range(low=-7, high=7), i=i, bits=bits, kind=self.kind)
+
+    def feed(self) -> tuple[Array, ...]:
+        unit = self.make()
+        words = np.array([[unit.encode(w.tolist()) for w in frame] for frame in self.w])
+        return self.x.reshape(FRAMES, 1, 1, -1), words.reshape(FRAMES, 1, 1, -1)
+
+    def golden(self, x: Array, _: Array) -> tuple[Array, ...]:
+        sums = np.einsum("fspn,fsn->fp", self.w, self.x).reshape(FRAMES, 1, 1, -1)
+        return (np.concatenate([sums] * -(-len(x) // FRAMES))[: len(x)],)
+
+
+def core(name: str, pe: int, simd: int, variant: str, steps: int = 4) -> UnitCase:
+    """The core alone: operands by stream, results out, no memory and no requantization."""
+    models = [_Core(pe, simd, steps, multiplier) for multiplier in VARIANTS[variant]]
+    types = tuple(kind(1, 1, x.shape[-1], bits, bits == 4) for x, bits in zip(models[0].feed(), (8, 4), strict=True))
+    return UnitCase(
+        name=name, make=models[0].make, make_ecp5=models[1].make, model=models[0], types=types, feed=models[0].feed,
+        multiplications=pe * simd * steps, multipliers=pe * simd,
+    )  # fmt: skip
 
 
 def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int) -> UnitCase:
@@ -167,7 +211,7 @@ def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int) -> UnitCase:
     scale = requant(name, acc, relu=False)
     (mid,) = scale.infer(acc)
     (out,) = second.infer(mid)
-    return chain(name, x, (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), pe, pe))
+    return chain(name, x, (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), 1, 1))
 
 
 #: Offset patterns of the deformable case; whatever they are, the interval must be that of the plain unit.
@@ -200,9 +244,12 @@ def moved(name: str, make: Callable[[], Any], model: Any, x: TensorType, interva
 
 def _matrices() -> Iterable[UnitCase]:
     x = kind(16, 16, 64)
-    for pe, simd in ((32, 2), (64, 1), (8, 8)):
-        name = f"pointwise/pe{pe}_simd{simd}"
-        yield with_requant(name, x, conv("pointwise", 64, 64), simd, pe)
+    for pe, simd, scales, variant in ((32, 2, 1, "primitives"), (32, 2, 1, "portable"), (64, 1, 1, "primitives"), (8, 8, 1, "portable")):
+        name = f"pointwise/pe{pe}_simd{simd}_{variant}"
+        yield with_requant(name, x, conv("pointwise", 64, 64), simd, pe, scales, variant)
+    for variant in ("primitives", "portable"):
+        yield core(f"core/48x16_{variant}", 48, 16, variant)
+        yield core(f"core/8x8_{variant}", 8, 8, variant)
     yield depthwise_pointwise("depthwise_pointwise/8", 8, 2, 32)
     yield depthwise_pointwise("depthwise_pointwise/9", 9, 2, 32)
     yield depthwise_pointwise("depthwise_pointwise/11", 11, 2, 32)

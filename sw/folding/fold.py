@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 
+from hw.params import Multiplier, RomKind
 from sw.errors import CompileError
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split, TensorType
@@ -14,10 +15,12 @@ from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split,
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Lanes of a node's input and output streams. For a convolution: SIMD and PE."""
+    """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights."""
 
     lanes_in: int
     lanes_out: int
+    multiplier: Multiplier = "inferred"
+    memory: RomKind = "auto"
 
 
 def beats(channels: int, lanes: int) -> int:

@@ -49,7 +49,7 @@ class Timing:
 
 def verilog_of(component: Any) -> str:
     """The component as module ``unit``, without the first comment, which names a version of Yosys."""
-    return re.sub(r"\A/\*.*?\*/", "", convert(component, TOP))
+    return re.sub(r"\A/\*.*?\*/", "", convert(component, TOP, primitives=True))
 
 
 def _netlist(text: str, family: Family) -> Path:
@@ -148,13 +148,14 @@ def timing(component: Any, seed: int = 1) -> Timing | None:
     return _timing(verilog_of(Shell(component)), seed)
 
 
-def synthesize(component: Any, *, step: Callable[[str], None] = lambda _: None) -> Synthesis:
-    """Everything about a component; ``step`` is told what begins."""
+def synthesize(component: Any, on_ecp5: Any = None, *, step: Callable[[str], None] = lambda _: None) -> Synthesis:
+    """Everything about a component; ``on_ecp5``: what stands for it on that family; ``step`` is told what begins."""
+    other = component if on_ecp5 is None else on_ecp5
     text = verilog_of(component)
     step("Yosys, xcup")
     xcup, path = _area(text, "xcup"), _levels(text)
     step("Yosys, ecp5")
-    ecp5 = _area(text, "ecp5")
+    ecp5 = _area(text if other is component else verilog_of(other), "ecp5")
     step("nextpnr, ecp5")
-    placed = timing(component)
+    placed = timing(other)
     return Synthesis(xcup=xcup, ecp5=ecp5, path=path, fmax_ecp5=None if placed is None else placed.mhz)
