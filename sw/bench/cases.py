@@ -57,9 +57,10 @@ class Sequence_:
 class UnitCase:
     """What is measured under one name.
 
-    ``make`` builds the unit (anew each time: units are elaborated once), ``make_ecp5`` its counterpart with that family's multipliers; ``model`` has ``golden``; ``types`` are the input maps;
-    ``multiplications`` by weights a frame takes and ``multipliers`` the unit has (0 where there are none); ``plain``: name of the
-    case that ``ratio_to_plain`` refers to; ``feed`` replaces random frames; ``interval``: what a part that knows no frames must reach.
+    ``make`` builds the unit (anew each time: units are elaborated once), ``make_ecp5`` its counterpart on that family;
+    ``model`` has ``golden``; ``types`` are the input maps; ``multiplications`` by weights a frame takes and ``multipliers`` the
+    unit has (0 where there are none); ``plain``: name of the case that ``ratio_to_plain`` refers to; ``feed`` replaces random
+    frames; ``interval``: what a part that knows no frames must reach.
     """
 
     name: str
@@ -127,8 +128,9 @@ def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str =
 def joined(name: str, types: tuple[TensorType, ...], op: Op, i: int, o: int, **more: Any) -> UnitCase:
     """One operator with several inputs."""
     (out,) = op.infer(*types)
+    fold = Fold(lanes_in=i, lanes_out=o)
     case = UnitCase(
-        name=name, make=lambda: BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o), Fold(lanes_in=i, lanes_out=o)), model=op, types=types,
+        name=name, make=lambda: BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o), fold), model=op, types=types,
         multiplications=op.multiplications(*types), **more,
     )  # fmt: skip
     object.__setattr__(case, "multipliers", case.make().multipliers if case.multiplications else 0)
@@ -273,14 +275,15 @@ def _windows() -> Iterable[UnitCase]:
 
 def _rest() -> Iterable[UnitCase]:
     acc = kind(16, 16, 64, 20, True)
-    for count in (4, 16):
+    for count in (1, 4, 16):
         yield chain(f"requant/{count}", acc, (requant("requant", acc), count, count))
     x = kind(16, 16, 32)
     i = Lanes(lanes=8, bits=8, signed=False)
     yield joined("add", (x, x), Add(), 8, 8)
     yield joined("concat/in_order", (x, x), Concat(), 8, 8)
     yield joined("concat/interleaved", (x, x), Concat(interleave=True), 8, 8)
-    yield moved("split", lambda: BUILDERS[Split](Split(sizes=(16, 16)), [x], i, i), Split(sizes=(16, 16)), x)
+    halves, fold = Split(sizes=(16, 16)), Fold(lanes_in=8, lanes_out=8)
+    yield moved("split", lambda: BUILDERS[Split](halves, [x], i, i, fold), halves, x)
     yield chain("shuffle", x, (Shuffle(groups=2), 8, 8))
     yield chain("upsample", kind(8, 8, 32), (Upsample(factor=2), 8, 8))
     beats = x.pixels * i.beats(x.channels)
