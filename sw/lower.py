@@ -126,29 +126,29 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
 
 #: How each operator becomes a unit: (operator, input types, input beats, output beats, fold) -> unit.
 BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold], Unit]] = {
-    Conv: lambda op, t, i, o, fold: _conv(op, t[0], i, o, fold),
-    Depthwise: lambda op, t, i, o, fold: _depthwise(op, t[0], i, o),
-    Deform: lambda op, t, i, o, fold: _deform(op, t, i, o),
-    Requant: lambda op, t, i, o, fold: _requant(op, t[0], i, o),
-    MaxPool: lambda op, t, i, o, fold: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
-    Upsample: lambda op, t, i, o, fold: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
-    Split: lambda op, t, i, o, fold: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),
-    Concat: lambda op, t, i, o, fold: ConcatUnit(
+    Conv: lambda op, t, i, o, f: _conv(op, t[0], i, o, f),
+    Depthwise: lambda op, t, i, o, f: _depthwise(op, t[0], i, o),
+    Deform: lambda op, t, i, o, f: _deform(op, t, i, o),
+    Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o),
+    MaxPool: lambda op, t, i, o, f: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
+    Upsample: lambda op, t, i, o, f: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
+    Split: lambda op, t, i, o, f: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),
+    Concat: lambda op, t, i, o, f: ConcatUnit(
         height=t[0].height, width=t[0].width, sizes=tuple(x.channels for x in t), interleave=op.interleave, i=i
     ),
-    Add: lambda op, t, i, o, fold: AddUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i),
-    Multiply: lambda op, t, i, o, fold: MultiplyUnit(
+    Add: lambda op, t, i, o, f: AddUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i),
+    Multiply: lambda op, t, i, o, f: MultiplyUnit(
         height=t[0].height, width=t[0].width, channels=t[0].channels, a=i, b=lanes(t[1], i.lanes)
     ),
-    AveragePool: lambda op, t, i, o, fold: AveragePoolUnit(
+    AveragePool: lambda op, t, i, o, f: AveragePoolUnit(
         height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i, o=o
     ),
-    GlobalAveragePool: lambda op, t, i, o, fold: GlobalAveragePoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i, o=o),
-    Table: lambda op, t, i, o, fold: TableUnit(
+    GlobalAveragePool: lambda op, t, i, o, f: GlobalAveragePoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, i=i, o=o),
+    Table: lambda op, t, i, o, f: TableUnit(
         height=t[0].height, width=t[0].width, channels=t[0].channels, values=op.values.tolist(), i=i, o=o
     ),
-    Image: lambda op, t, i, o, fold: ImageUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, order=op.order, pad=op.pad, i=i),
-    Shuffle: lambda op, t, i, o, fold: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
+    Image: lambda op, t, i, o, f: ImageUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, order=op.order, pad=op.pad, i=i),
+    Shuffle: lambda op, t, i, o, f: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
 }
 
 

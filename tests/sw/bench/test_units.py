@@ -21,9 +21,9 @@ CASES = cases()
 
 
 def test_cases_of_the_issue_are_there_and_their_plain_ones_too() -> None:
-    assert {"pointwise/pe32_simd2", "pointwise/pe64_simd1", *(f"deform/{p}" for p in PATTERNS)} <= set(CASES)
+    assert {"pointwise/pe32_simd2_primitives", "core/48x16_portable", *(f"deform/{p}" for p in PATTERNS)} <= set(CASES)
     assert all(case.plain is None or case.plain in CASES for case in CASES.values())
-    point = CASES["pointwise/pe32_simd2"]
+    point = CASES["pointwise/pe32_simd2_primitives"]
     assert (point.multipliers, point.multiplications) == (64, 16 * 16 * 64 * 64)
     assert point.unit == "ConvUnit + RequantUnit", "the requantizer's multipliers are not counted"
     both = CASES["depthwise_pointwise/9"]

@@ -56,7 +56,7 @@ def test_parity_of_six_bits_is_one_lut_and_of_twelve_two_levels() -> None:
     assert (found.lut, found.ff, found.dsp, found.bram36) == (1, 7, 0, 0)
     assert levels(XOR6).levels == 1
     path = levels(XOR12)
-    assert path.levels == 2 and path.start == "held" and len(path.nets) == 3
+    assert path.levels == 2 and path.start.startswith("held") and len(path.nets) == 3
 
 
 def test_adder_is_a_lut_a_bit_and_carries_are_free() -> None:
