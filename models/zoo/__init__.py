@@ -36,6 +36,7 @@ NAMES: tuple[str, ...] = (
     "dsclora",
     "spartan",
     "poincare",
+    "dimr",
 )
 
 
