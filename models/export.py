@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.detectors.codenet import STRIDE
 from models.frozen import OUTPUTS, FrozenNetwork, Range, Step
-from models.ops.deform import OFFSET_MAX, OFFSET_MIN
 from sw.files import whole_file
 
 QONNX = "qonnx.custom_op.general"
@@ -89,7 +88,7 @@ class _Writer:
         weight = self._constant(f"{name}.weight", (integers[f"{name}.weight"].numpy() * broad).astype(np.float32))
         bits = step.attributes["weight_bits"]
         self._quant(f"{name}.weight_quant", weight, f"{name}.weight_q", broad.astype(np.float32), bits, signed=True, narrow=True)
-        if step.op == "deform":
+        if f"{name}.bias" not in integers:
             return f"{name}.weight_q", ""
         scale = scale * 2.0 ** -self.network.ranges[step.inputs[0]].exponent
         bias = self._constant(f"{name}.bias", (integers[f"{name}.bias"].numpy() * scale).astype(np.float32))
@@ -104,7 +103,7 @@ class _Writer:
             self._node("Relu", step.slot, [x], [f"{step.name}.relu"])
             x = f"{step.name}.relu"
         elif step.activation == "clip":
-            ends = {"min": OFFSET_MIN, "max": OFFSET_MAX}
+            ends = dict(zip(("min", "max"), self.network.config.bounds, strict=True))
             bounds = [self._constant(f"{step.slot}.{side}", np.array(end, np.float32)) for side, end in ends.items()]
             self._node("Clip", step.slot, [x, *bounds], [f"{step.name}.bounded"])
             x = f"{step.name}.bounded"
@@ -118,16 +117,17 @@ class _Writer:
         weight, bias = self._parameters(step)
         self._node(
             "Conv", step.name, [step.inputs[0], weight, bias], [f"{step.name}.acc"], kernel_shape=kernel, group=at["groups"],
-            strides=[at["stride"]] * 2, pads=[at["pad"]] * 4, dilations=[1, 1],
+            strides=[at["stride"]] * 2, pads=[at["pad"]] * 4, dilations=[at.get("dilation", 1)] * 2,
         )  # fmt: skip
         self._finish(step)
 
     def deform(self, step: Step) -> None:
         x, offset = step.inputs
-        weight, _ = self._parameters(step)
+        weight, bias = self._parameters(step)
         self._node("Mul", f"{step.name}.tap_offsets", [offset, self._constant("tap_pattern", TAP_PATTERN)], [f"{step.name}.taps"])
+        inputs = [x, weight, f"{step.name}.taps", *([bias] if bias else [])]
         self._node(
-            "DeformConv", step.name, [x, weight, f"{step.name}.taps"], [f"{step.name}.acc"], kernel_shape=[3, 3], strides=[1, 1],
+            "DeformConv", step.name, inputs, [f"{step.name}.acc"], kernel_shape=[3, 3], strides=[1, 1],
             pads=[1, 1, 1, 1], dilations=[1, 1], group=step.attributes["groups"], offset_group=1,
         )  # fmt: skip
         self._finish(step)

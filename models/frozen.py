@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from models import checkpoint
 from models.detectors.codenet import Codenet, CodenetConfig, images_to_input, trace
 from models.layers import WIRING
-from models.ops.deform import OFFSET_MAX, OFFSET_MIN, square_deform_exact
+from models.ops.deform import square_deform_exact
 from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
 from models.qat import settle_heads
 from models.quantizers import PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
@@ -55,8 +55,8 @@ class Step:
     """One operator. ``name`` is its PyTorch module path; inputs and outputs are names of tensors.
 
     op: input, conv, deform, add, maxpool, upsample, split, concat or shuffle. slot: path of the activation or quantizer behind a
-    convolution or sum; activation: relu, clip or none; attributes: stride, pad, groups, weight_bits / kernel, stride, pad / factor /
-    groups.
+    convolution or sum; activation: relu, clip or none; attributes: stride, pad, groups, dilation, weight_bits / kernel, stride, pad /
+    factor / groups.
     """
 
     op: str
@@ -68,12 +68,12 @@ class Step:
     attributes: dict[str, int] = field(default_factory=dict)
 
 
-def exact_conv(x: Tensor, weight: Tensor, *, stride: int, pad: int, groups: int) -> Tensor:
+def exact_conv(x: Tensor, weight: Tensor, *, stride: int, pad: int, groups: int, dilation: int = 1) -> Tensor:
     """Convolution of integer-valued float64 as plain products and sums, so that nothing but the size of the sums decides exactness."""
     outputs, _, kernel, _ = weight.shape
     x = F.pad(x, (pad, pad, pad, pad))
-    height, width = ((n - kernel) // stride + 1 for n in x.shape[2:])
-    windows = x.unfold(2, kernel, stride).unfold(3, kernel, stride)[:, :, :height, :width]  # (N, C, H, W, K, K)
+    reach = (kernel - 1) * dilation + 1
+    windows = x.unfold(2, reach, stride).unfold(3, reach, stride)[..., ::dilation, ::dilation]  # (N, C, H, W, K, K)
     if groups == 1:
         return torch.einsum("nchwij,ocij->nohw", windows, weight)
     if groups != outputs or groups != x.shape[1]:
@@ -122,7 +122,7 @@ class FrozenNetwork:
                 if step.activation == "relu":
                     values[f"{step.name}.relu"] = np.maximum(acc, 0.0)
                 elif step.activation == "clip":
-                    values[f"{step.name}.bounded"] = np.clip(acc, OFFSET_MIN, OFFSET_MAX)
+                    values[f"{step.name}.bounded"] = np.clip(acc, *self.config.bounds)
         return values
 
     def sum_scale(self, step: Step) -> Tensor:
@@ -162,9 +162,11 @@ class FrozenNetwork:
             return inputs[0] + inputs[1]
         at, weight = step.attributes, self.integers[f"{step.name}.weight"].double()
         if step.op == "deform":
-            return square_deform_exact(inputs[0], inputs[1] * 2.0 ** -self.ranges[step.inputs[1]].exponent, weight)
-        acc = exact_conv(inputs[0], weight, stride=at["stride"], pad=at["pad"], groups=at["groups"])
-        return acc + self.integers[f"{step.name}.bias"].double().view(1, -1, 1, 1)
+            acc = square_deform_exact(inputs[0], inputs[1] * 2.0 ** -self.ranges[step.inputs[1]].exponent, weight)
+        else:
+            acc = exact_conv(inputs[0], weight, stride=at["stride"], pad=at["pad"], groups=at["groups"], dilation=at.get("dilation", 1))
+        bias = self.integers.get(f"{step.name}.bias")
+        return acc if bias is None else acc + bias.double().view(1, -1, 1, 1)
 
     def _requantize(self, step: Step, acc: Tensor) -> Tensor:
         target = self.ranges[step.outputs[0]]
@@ -291,18 +293,19 @@ class _Freezer:
         self.ranges.update(dict.fromkeys(step.outputs, values))
 
     def _convolution(self, layer: QuantConv | QuantDeform, name: str, inputs: tuple[str, ...]) -> Step:
-        attributes = {"stride": layer.stride[0], "pad": layer.padding[0], "groups": layer.groups}
+        attributes = {"stride": layer.stride[0], "pad": layer.padding[0], "groups": layer.groups, "dilation": layer.dilation[0]}
         attributes["weight_bits"] = int(layer.weight_quant.quant_injector.bit_width)
-        if isinstance(layer, QuantConv):
+        if layer.bias is not None:
             weight, bias = layer.parameters_quantized(torch.zeros(1, layer.in_channels, 1, 1))
-            self.integers[f"{name}.bias"] = bias.int().to(torch.int32)
+            # Not bias.int(): Brevitas doubts float32 integers near 2^22. Their relative error of 2^-24 is less than half a step.
+            self.integers[f"{name}.bias"] = (bias.value.double() / bias.scale.double()).round().to(torch.int32)
         else:
             layer.raise_floor()
             weight = layer.weight_quant(layer.weight)
         m, k = snap(weight.scale.flatten())
         assert torch.equal(torch.ldexp(m, -k), weight.scale.flatten()), "snapping must be idempotent"
         self.integers |= {f"{name}.weight": weight.int().to(torch.int8), f"{name}.m": m.int(), f"{name}.k": k.int()}
-        return Step("conv" if isinstance(layer, QuantConv) else "deform", name, inputs, (), attributes=attributes)
+        return Step("deform" if isinstance(layer, QuantDeform) else "conv", name, inputs, (), attributes=attributes)
 
     def _quantize(self, node: fx.Node, module: nn.Module, name: str) -> None:
         step = self.pending[node.all_input_nodes[0]]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.layers import find_layers
-from models.ops.deform import SquareDeform
+from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
 from models.ops.wiring import Add
 from models.quantizers import (
     Image8,
@@ -26,6 +26,7 @@ from models.quantizers import (
     activation_quantizer,
     offset_quantizer,
     quant_conv,
+    quant_deform,
     quantizer_of,
     start_scales,
 )
@@ -63,8 +64,8 @@ class Bits:
 
 
 @torch.no_grad()
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution that computes ``norm(conv(x))`` in eval mode. A channel of variance 0 becomes its constant."""
+def fold_batch_norm(conv: nn.Conv2d | SquareDeform, norm: nn.BatchNorm2d) -> nn.Conv2d | SquareDeform:
+    """One layer that computes ``norm(conv(x))`` in eval mode. A channel of variance 0 becomes its constant."""
     assert norm.running_mean is not None and norm.running_var is not None
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = norm.bias.double() - norm.running_mean.double() * factor
@@ -82,12 +83,15 @@ def _slot(module: nn.Module, *, head: bool, frac_bits: int, bits: int) -> nn.Mod
     if isinstance(module, nn.ReLU):
         slot = qnn.QuantReLU(act_quant=activation_quantizer(bits, signed=False))
     elif isinstance(module, nn.Hardtanh):
-        slot = qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits))
+        slot = qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits, int(module.min_val), int(module.max_val)))
     return slot
 
 
 def prepare(model: Codenet, bits: Bits | None = None) -> Codenet:
     """A copy of ``model`` with folded batch norms and quantizers everywhere, scales of weights set, activations not calibrated yet."""
+    low, high = model.config.bounds
+    if low < OFFSET_MIN or high > OFFSET_MAX:
+        raise ValueError(f"quantized offsets must lie within {OFFSET_MIN}..{OFFSET_MAX}, not {low}..{high}: train with such bounds")
     model, bits = copy.deepcopy(model), bits or Bits()
     layers, shared = find_layers(model)
     model.set_submodule("input", qnn.QuantIdentity(act_quant=Image8))
@@ -97,7 +101,7 @@ def prepare(model: Codenet, bits: Bits | None = None) -> Codenet:
         slot = _slot(model.get_submodule(layer.slot), head=is_head, frac_bits=model.config.frac_bits, bits=wide)
         if layer.norm is not None:
             norm = model.get_submodule(layer.norm)
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            assert isinstance(conv, (nn.Conv2d, SquareDeform)) and isinstance(norm, nn.BatchNorm2d)
             conv = fold_batch_norm(conv, norm)
             model.set_submodule(layer.norm, nn.Identity())
         model.set_submodule(layer.slot, slot)
@@ -122,10 +126,7 @@ def _quantized(conv: nn.Module, bits: int) -> QuantConv | QuantDeform:
     if isinstance(conv, nn.Conv2d):
         return quant_conv(conv, bits)
     assert isinstance(conv, SquareDeform)
-    deform = QuantDeform(conv.channels, bits)
-    with torch.no_grad():
-        deform.weight.copy_(conv.weight)
-    return deform
+    return quant_deform(conv, bits)
 
 
 def quant_layers(model: nn.Module) -> list[QuantConv | QuantDeform]:

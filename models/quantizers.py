@@ -18,7 +18,7 @@ from brevitas.quant.solver.weight import WeightQuantSolver
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from models.ops.deform import square_deform
+from models.ops.deform import SquareDeform, square_deform
 
 #: An integer bias stays below this.
 BIAS_LIMIT = 2**22
@@ -101,7 +101,7 @@ class PowerOfTwo(nn.Module):
             raise ValueError("a quantizer must see values before it is calibrated; this one saw none")
         values = torch.cat(self.observed).double()
         self.observed = None
-        largest = max(float(values.abs().max()), 2.0**-20)
+        largest = float(values.abs().max()) or 1.0  # a layer that is 0 everywhere gets a scale that its neighbours can live with
         top = int(torch.tensor(self.high / largest).log2().floor())
         errors = {}
         for exponent in range(top, top + 5):
@@ -159,11 +159,11 @@ class Image8(Unsigned8):
     start_exponent = 8
 
 
-def offset_quantizer(frac_bits: int) -> type[Signed8]:
-    """o in [-8, 7] with ``frac_bits`` fraction bits."""
+def offset_quantizer(frac_bits: int, low: int = -8, high: int = 7) -> type[Signed8]:
+    """o in [low, high], at most [-8, 7], with ``frac_bits`` fraction bits."""
     one = 2**frac_bits
-    settings: dict[str, Any] = {"bit_width": 4 + frac_bits, "start_exponent": frac_bits, "low": -8 * one, "high": 7 * one}
-    settings |= {"min_val": -8.0, "max_val": 7.0}  # of Brevitas' own Hardtanh, which the quantizer's range replaces
+    settings: dict[str, Any] = {"bit_width": 4 + frac_bits, "start_exponent": frac_bits, "low": low * one, "high": high * one}
+    settings |= {"min_val": float(low), "max_val": float(high)}  # of Brevitas' own Hardtanh, which the quantizer's range replaces
     return type("Offset", (Signed8,), settings)
 
 
@@ -200,6 +200,9 @@ class QuantConv(_Placed, qnn.QuantConv2d):
         before, behind = self.input_quantizer.scale, self.output_quantizer.scale
         floor: Tensor = self.weight_quant.tensor_quant.scaling_impl.floor
         finest = 2.0**FINEST_LOG2 * behind / before
+        if self.bias is None:
+            floor.fill_(finest)
+            return
         floor.copy_((self.bias.abs() / (before * (BIAS_LIMIT - 512))).clamp(min=finest).view_as(floor))
 
     def parameters_quantized(self, x: Tensor) -> tuple[IntQuantTensor, IntQuantTensor]:
@@ -216,32 +219,39 @@ class QuantConv(_Placed, qnn.QuantConv2d):
         return y
 
 
-class QuantDeform(_Placed, qnn.QuantConv2d):
-    """Square deformable depthwise convolution with quantized weights."""
+class QuantDeform(QuantConv):
+    """Square deformable depthwise convolution with quantized weights, and a bias where a batch norm was folded in."""
 
-    def __init__(self, channels: int, bits: int = 4) -> None:
-        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False, weight_quant=weight_quantizer(bits))
-
-    def forward(self, x: Tensor, o: Tensor) -> Tensor:
-        self.raise_floor()
-        return square_deform(x, o, self.weight_quant(self.weight).value)
-
-    @torch.no_grad()
-    def raise_floor(self) -> None:
-        """Keep the weights' steps above FINEST."""
-        self.weight_quant.tensor_quant.scaling_impl.floor.fill_(2.0**FINEST_LOG2 * self.output_quantizer.scale / self.input_quantizer.scale)
+    def forward(self, x: Tensor, o: Tensor) -> Tensor:  # type: ignore[override]
+        if self.bias is None:
+            self.raise_floor()
+            return square_deform(x, o, self.weight_quant(self.weight).value)
+        weight, bias = self.parameters_quantized(x)
+        y: Tensor = square_deform(x, o, weight.value) + bias.value.view(1, -1, 1, 1)
+        return y
 
 
 def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
-    """``conv``, which has a bias, with quantizers."""
+    """``conv`` with quantizers and a bias, 0 if it has none."""
     quantized = QuantConv(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=True,
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups=conv.groups, bias=True,
         weight_quant=weight_quantizer(bits), bias_quant=Int24Bias,
     )  # fmt: skip
     with torch.no_grad():
         quantized.weight.copy_(conv.weight)
-        assert conv.bias is not None
-        quantized.bias.copy_(conv.bias)
+        quantized.bias.copy_(conv.bias if conv.bias is not None else torch.zeros_like(quantized.bias))
+    return quantized
+
+
+def quant_deform(conv: SquareDeform, bits: int) -> QuantDeform:
+    """``conv`` with quantizers."""
+    c = conv.channels
+    kind = {"weight_quant": weight_quantizer(bits)} | ({} if conv.bias is None else {"bias_quant": Int24Bias})
+    quantized = QuantDeform(c, c, 3, padding=1, groups=c, bias=conv.bias is not None, **kind)
+    with torch.no_grad():
+        quantized.weight.copy_(conv.weight)
+        if conv.bias is not None:
+            quantized.bias.copy_(conv.bias)
     return quantized
 
 

@@ -18,7 +18,7 @@ class Recipe:
 
 
 _CELLS: dict[str, Any] = {"preset": "small", "size": (256, 320), "epochs": 40, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
-_STEEL: dict[str, Any] = {"preset": "small", "size": (192, 192), "epochs": 30, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
+_STEEL: dict[str, Any] = {"preset": "small", "size": (192, 192), "epochs": 14, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
 
 RECIPES = {
     "cells": Recipe(
@@ -34,7 +34,7 @@ RECIPES = {
     "steel": Recipe(
         about="neu_det with laterals, x0.5 trunk",
         train={**_STEEL, "laterals": True},
-        quantize={"epochs": 5, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 256},
+        quantize={"epochs": 2, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 256},
     ),
 }
 

@@ -18,8 +18,7 @@ class DeepSupervision(nn.Module):
 
     def __init__(self, model: Codenet) -> None:
         super().__init__()
-        mixed = "joined" if model.config.laterals else "mix"
-        places = [model.get_submodule(path) for path in ("conv5", f"decoder.0.{mixed}", f"decoder.1.{mixed}")]
+        places = [model.conv5, *(stage.get_submodule(str(stage.last)) for stage in (model.decoder[0], model.decoder[1]))]
         widths = (CHANNELS[model.config.width][-1], *model.config.decoder)
         layers = [nn.Conv2d(n, len(model.config.classes), 1) for n, _ in zip(widths, places, strict=False)]
         for layer in layers:

@@ -91,6 +91,9 @@ class TrainOptions:
     def gather(cls, **options: Any) -> TrainOptions:
         """Options in which fields of CodenetConfig stand beside those of training, as on the command line; paths become strings."""
         network = dict(options.pop("network", {}))
+        fields = {field.name for field in dataclasses.fields(CodenetConfig)} - {"classes"}
+        if unknown := set(network) - fields:
+            raise ValueError(f"a network has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(fields))}")
         for field in dataclasses.fields(CodenetConfig):
             if field.name in options and (value := options.pop(field.name)) is not None:
                 network[field.name] = value

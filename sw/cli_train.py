@@ -1,6 +1,7 @@
 """``warploom train`` and ``warploom quantize``: every option that is not given keeps the recipe's value, or else the default of models."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -59,6 +60,22 @@ def parse_bits(entries: list[str] | None, name: str, start: dict[str, int]) -> d
     return table
 
 
+def parse_fields(entries: list[str] | None) -> dict[str, Any] | None:
+    """Options like ``kernel=9`` or ``deform_stages=[3,4]`` (JSON values; a bare word is text)."""
+    if not entries:
+        return None
+    fields = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise WarploomError(f"--network must be like kernel=9 or gather=static, not {entry!r}")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
@@ -76,6 +93,7 @@ def add_training(verb: Callable[..., Callable[[Callable[..., None]], object]], s
         width: Annotated[Number, typer.Option(help="Channel width: 0.25, 0.5, 1 or 2.")] = None,
         size: Annotated[Text, typer.Option(help="Input HEIGHTxWIDTH, multiples of 32.")] = None,
         laterals: Annotated[Switch, typer.Option("--laterals/--no-laterals", help="Skip connections into the decoder.")] = None,
+        network: Annotated[list[str] | None, typer.Option(help="Any field of CodenetConfig, like gather=static; repeatable.")] = None,
         epochs: Epochs = None,
         batch: Batch = None,
         lr: Rate = None,
@@ -106,7 +124,7 @@ def add_training(verb: Callable[..., Callable[[Callable[..., None]], object]], s
             preset=preset, width=width, size=parse_size(size), laterals=laterals, epochs=epochs, batch=batch, lr=lr, schedule=schedule,
             weight_decay=weight_decay, clip=clip, ema=ema, precision=precision, init=init, trunk=trunk, flip=flip, deep=deep,
             augmentation=augmentation, box_area=box_area, split=split, evaluate_split=evaluate_split, evaluate_every=evaluate_every,
-            keep=keep, patience=patience, seed=seed,
+            keep=keep, patience=patience, seed=seed, network=parse_fields(network),
         )  # fmt: skip
         record = steps.train(run, data=data, recipe=recipe, workers=workers, device=device, tensorboard=tensorboard, **options)
         show({**record, **record.get("evaluation", {})}, as_json, "kept", "epoch", "split", "ap50", "ap50_nms", "ap50_11", "metric")

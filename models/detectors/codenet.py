@@ -2,7 +2,7 @@
 
 Source: Dong et al., CoDeNet, FPGA'21 (arXiv 2006.08357); trunk: Ma et al., ShuffleNet V2, with torchvision's names and wiring, so that its
 state dicts load. Every operation is a module with a path, ``trace`` gives the torch.fx graph with these modules as leaves.
-An ``nn.Identity`` marks a tensor that quantization gives a quantizer and that has no activation function of its own.
+Options make its relatives of it: other widths and decoders, laterals, static kernels, a deformable trunk, and network A, the ablation.
 """
 from __future__ import annotations
 
@@ -15,8 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
-from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
+from models.detectors.blocks import (
+    Block,
+    Container,
+    DecoderStage,
+    EvenOddBlock,
+    Gather,
+    MixFirstStage,
+    conv_bn,
+    gather_head,
+    head,
+)
+from models.ops.deform import OFFSET_MAX, OFFSET_MIN
 
 #: Width -> channels of the stem, the three stages and conv5.
 CHANNELS = {
@@ -30,6 +40,15 @@ VOC = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike",
     "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+COCO = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant", "stop sign",
+    "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack",
+    "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove",
+    "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 #: Output pixels are 4 x 4 input pixels.
 STRIDE = 4
@@ -39,8 +58,13 @@ STRIDE = 4
 class CodenetConfig:
     """What makes one member of the family.
 
-    size: (height, width) of the input. frac_bits: the fraction bits F of the offsets. laterals: the stages of stride 16 and 8 are added,
-    through a 1x1 convolution each, to the decoder's maps of their size (small objects need them; CoDeNet has none).
+    width: of the trunk. size: (height, width) of the input. stem: 3x3 stride 2 and max-pool, or 3x3 stride 4. decoder: its stages'
+    channels. order: of a stage, gather-first (as released and counted) or mix-first (as drawn in the paper, and network A).
+    gather, kernel, dilation, bounds: the depthwise operator of the decoder (``Gather``). frac_bits: the fraction bits F of the offsets.
+    laterals: the stages of stride 16 and 8 are added, through a 1x1 convolution each, to the decoder's maps of their size (small objects
+    need them; CoDeNet has none). deform_stages: stages of the trunk (2, 3, 4) whose blocks of stride 1 gather by predicted offsets;
+    with laterals this is "deform*". blocks: the trunk's wiring, torchvision's or even-odd (network A). heads: separable, or gather
+    (network A).
     """
 
     width: float = 0.25
@@ -49,8 +73,16 @@ class CodenetConfig:
     stem: str = "pool"
     decoder: tuple[int, int, int] = (256, 128, 64)
     head_channels: int = 64
+    order: str = "gather-first"
+    gather: str = "square"
+    kernel: int = 3
+    dilation: int = 1
+    bounds: tuple[int, int] = (OFFSET_MIN, OFFSET_MAX)
     frac_bits: int = 2
     laterals: bool = False
+    deform_stages: tuple[int, ...] = ()
+    blocks: str = "torchvision"
+    heads: str = "separable"
 
     def __post_init__(self) -> None:
         if self.width not in CHANNELS:
@@ -59,12 +91,25 @@ class CodenetConfig:
             raise ValueError(f"size must be (height, width), each a multiple of 32 up to 4096, not {self.size!r}")
         if not self.classes or len(set(self.classes)) != len(self.classes) or not all(isinstance(c, str) and c for c in self.classes):
             raise ValueError(f"classes must be distinct names, at least one, not {self.classes!r}")
-        if self.stem not in ("pool", "stride4"):
-            raise ValueError(f"stem must be 'pool' or 'stride4', not {self.stem!r}")
+        choices = {"stem": ("pool", "stride4"), "order": ("gather-first", "mix-first")}
+        choices |= {"blocks": ("torchvision", "even-odd"), "heads": ("separable", "gather")}
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, not {getattr(self, name)!r}")
+        if self.blocks == "even-odd" and self.width == 0.25:
+            raise ValueError("blocks must be 'torchvision' at width 0.25: even-odd blocks need stages that grow")
+        if not set(self.deform_stages) <= {2, 3, 4}:
+            raise ValueError(f"deform_stages must be among 2, 3 and 4, not {self.deform_stages!r}")
         if len(self.decoder) != 3 or min(self.decoder) < 1 or self.head_channels < 1:
             raise ValueError(f"decoder and head_channels must be positive, not {self.decoder!r} and {self.head_channels!r}")
         if not 0 <= self.frac_bits <= 4:
             raise ValueError(f"frac_bits must be in 0..4, not {self.frac_bits!r}")
+        _ = self.taps
+
+    @property
+    def taps(self) -> Gather:
+        """The decoder's depthwise operator."""
+        return Gather(kind=self.gather, kernel=self.kernel, dilation=self.dilation, bounds=self.bounds)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -89,84 +134,16 @@ PRESETS = {
     "c": CodenetConfig(width=1.0, size=(512, 512), classes=VOC, stem="stride4"),
     "d": CodenetConfig(width=2.0, size=(512, 512), classes=VOC, stem="stride4"),
     "e": CodenetConfig(width=2.0, size=(512, 512), classes=VOC),
+    "coco": CodenetConfig(width=1.0, size=(512, 512), classes=COCO),
+    "coco-2x": CodenetConfig(width=2.0, size=(512, 512), classes=COCO, decoder=(256, 128, 128), head_channels=128),
+    "ablation": CodenetConfig(
+        width=1.0, size=(512, 512), classes=VOC, decoder=(512, 256, 128), head_channels=128, order="mix-first", bounds=(0, 8),
+        blocks="even-odd", heads="gather",
+    ),
 }
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False, relu: bool = True) -> list[nn.Module]:
-    """Convolution, batch norm and, unless told otherwise, ReLU: the modules of one layer, in order."""
-    groups = inputs if depthwise else 1
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(outputs), *([nn.ReLU()] if relu else [])]
-
-
-class Block(nn.Module):
-    """A ShuffleNetV2 block: (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        half = outputs // 2
-        if stride == 2:
-            self.branch1 = nn.Sequential(*conv_bn(inputs, inputs, 3, 2, depthwise=True, relu=False), *conv_bn(inputs, half))
-        else:
-            self.split = Split()
-        self.branch2 = nn.Sequential(
-            *conv_bn(inputs if stride == 2 else half, half),
-            *conv_bn(half, half, 3, stride, depthwise=True, relu=False),
-            *conv_bn(half, half),
-        )
-        self.concat = Concat()
-        self.shuffle = Shuffle(2)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 2:
-            kept, worked = self.branch1(x), x
-        else:
-            halves = self.split(x)
-            kept, worked = halves[0], halves[1]
-        joined: Tensor = self.shuffle(self.concat(kept, self.branch2(worked)))
-        return joined
-
-
-class DecoderStage(nn.Module):
-    """Predict offsets, gather by them, mix the channels, double the map: (N, inputs, H, W) to (N, outputs, 2H, 2W).
-
-    With ``lateral`` channels, a map (N, lateral, 2H, 2W) is mixed and added before the ReLU.
-    """
-
-    def __init__(self, inputs: int, outputs: int, lateral: int = 0) -> None:
-        super().__init__()
-        self.offset = nn.Conv2d(inputs, 1, 1)
-        nn.init.zeros_(self.offset.weight)
-        assert self.offset.bias is not None
-        nn.init.zeros_(self.offset.bias)  # o = 0: starts as a plain 3x3
-        self.bound = nn.Hardtanh(OFFSET_MIN, OFFSET_MAX)
-        self.deform = SquareDeform(inputs)
-        self.gathered = nn.Identity()
-        self.mix = nn.Sequential(*conv_bn(inputs, outputs, relu=not lateral))
-        self.upsample = Upsample(2)
-        self.lateral = nn.Sequential(*conv_bn(lateral, outputs, relu=False)) if lateral else None
-        if lateral:
-            self.add = Add()
-            self.joined = nn.ReLU()
-
-    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
-        doubled: Tensor = self.upsample(self.mix(self.gathered(self.deform(x, self.bound(self.offset(x))))))
-        if self.lateral is not None:
-            doubled = self.joined(self.add(doubled, self.lateral(side)))
-        return doubled
-
-
-def head(inputs: int, channels: int, outputs: int, bias: float) -> nn.Sequential:
-    """One tower: 1x1, depthwise 3x3, 1x1 with bias, and a place for the quantizer of its output."""
-    last = nn.Conv2d(channels, outputs, 1)
-    assert last.bias is not None
-    nn.init.constant_(last.bias, bias)
-    nn.init.normal_(last.weight, std=0.01)
-    return nn.Sequential(*conv_bn(inputs, channels), *conv_bn(channels, channels, 3, depthwise=True), last, nn.Identity())
-
-
-class Codenet(nn.Module):
+class Codenet(Container):
     """Images (N, 3, H, W), raw RGB bytes / 256, to heat map logits (N, classes, H/4, W/4), wh and reg (N, 2, H/4, W/4), in map pixels."""
 
     def __init__(self, config: CodenetConfig) -> None:
@@ -177,16 +154,23 @@ class Codenet(nn.Module):
         self.conv1 = nn.Sequential(*conv_bn(3, stem, 3, 2 if config.stem == "pool" else 4))
         self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem == "pool" else None
         self.stage2, self.stage3, self.stage4 = (
-            nn.Sequential(Block(before, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(repeats - 1)))
-            for before, outputs, repeats in zip((stem, *stages), stages, REPEATS, strict=False)
+            _stage(config, number, before, outputs)
+            for number, before, outputs in zip((2, 3, 4), (stem, *stages), stages, strict=False)
         )
         self.conv5 = nn.Sequential(*conv_bn(stages[-1], last))
         widths = (last, *config.decoder)
         sides = (stages[1], stages[0], 0) if config.laterals else (0, 0, 0)
-        self.decoder = nn.Sequential(*(DecoderStage(a, b, side) for (a, b), side in zip(itertools.pairwise(widths), sides, strict=True)))
-        self.hm = head(widths[-1], config.head_channels, len(config.classes), -2.19)
-        self.wh = head(widths[-1], config.head_channels, 2, 0.0)
-        self.reg = head(widths[-1], config.head_channels, 2, 0.0)
+        kind = DecoderStage if config.order == "gather-first" else MixFirstStage
+        pairs = zip(itertools.pairwise(widths), sides, strict=True)
+        self.decoder = nn.Sequential(*(kind(a, b, config.taps, side) for (a, b), side in pairs))
+        self.hm = self._head(widths[-1], len(config.classes), -2.19)
+        self.wh = self._head(widths[-1], 2, 0.0)
+        self.reg = self._head(widths[-1], 2, 0.0)
+
+    def _head(self, inputs: int, outputs: int, bias: float) -> nn.Sequential:
+        if self.config.heads == "gather":
+            return gather_head(inputs, self.config.head_channels, outputs, bias, self.config.taps)
+        return head(inputs, self.config.head_channels, outputs, bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.conv1(self.input(image))
@@ -200,9 +184,16 @@ class Codenet(nn.Module):
         return self.hm(x), self.wh(x), self.reg(x)
 
 
+def _stage(config: CodenetConfig, number: int, inputs: int, outputs: int) -> nn.Sequential:
+    kind = Block if config.blocks == "torchvision" else EvenOddBlock
+    deform = Gather(bounds=config.bounds) if number in config.deform_stages else None
+    repeats = REPEATS[number - 2]
+    return nn.Sequential(kind(inputs, outputs, 2), *(kind(outputs, outputs, 1, deform) for _ in range(repeats - 1)))
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not isinstance(m, (nn.Sequential, Block, DecoderStage, Codenet))
+        return not isinstance(m, (nn.Sequential, Container))
 
 
 def trace(model: nn.Module) -> fx.Graph:

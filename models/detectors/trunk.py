@@ -17,17 +17,18 @@ TRUNK = ("conv1", "stage2", "stage3", "stage4", "conv5")
 
 @dataclass(frozen=True)
 class TrunkReport:
-    """Which tensors came from the file, which of the trunk's did not, which of the file's found no place (and why)."""
+    """Which tensors came from the file; which of the trunk's and of the file's did not match, each with the reason."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    differ: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors loaded"
-        for what, names in (("not in the file", self.missing), ("not used", self.unused)):
+        for what, names in (("stay random, not in the file", self.missing), ("of the file not used", self.unused), ("differ", self.differ)):
             if names:
-                text += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+                text += f"; {len(names)} {what}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         return text
 
 
@@ -66,8 +67,23 @@ def load_trunk(model: Codenet, path: Path, *, normalized: bool | None = None) ->
     own = {name: value for name, value in model.state_dict().items() if name.split(".")[0] in TRUNK}
     if state["conv1.0.weight"].shape == own["conv1.0.weight"].shape:
         state = fold_preprocessing(state, normalized=normalized)
+    if model.config.blocks != "torchvision":
+        raise ValueError(f"{path} has torchvision's wiring; a network with blocks {model.config.blocks!r} cannot use it")
+    state = {_own_name(name, own): value for name, value in state.items()}
     fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    differ = {n: f"{n} is {_shape(v)}, here {_shape(own[n])}" for n, v in state.items() if n in own and n not in fits}
     if not any(name.startswith("stage") for name in fits):
         raise ValueError(f"{path} does not fit a network of width {model.config.width}: no stage has its shapes")
     model.load_state_dict(fits, strict=False)
-    return TrunkReport(tuple(fits), tuple(sorted(set(own) - set(fits))), tuple(sorted(set(state) - set(fits))))
+    missing, unused = set(own) - set(fits) - set(differ), set(state) - set(fits) - set(differ)
+    return TrunkReport(tuple(fits), tuple(sorted(missing)), tuple(sorted(unused)), tuple(differ.values()))
+
+
+def _own_name(name: str, own: dict[str, Tensor]) -> str:
+    """A depthwise kernel of the file is the deformable one's start where the trunk gathers."""
+    deep = f"{name.removesuffix('.weight')}.deform.weight"
+    return deep if deep in own else name
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"

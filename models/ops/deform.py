@@ -63,13 +63,20 @@ def square_deform_exact(x: Tensor, o: Tensor, weight: Tensor) -> Tensor:
 
 
 class SquareDeform(nn.Module):
-    """Depthwise deformable 3x3 without bias: x (N, C, H, W) and offsets o (N, 1, H, W) in [-8, 7] to (N, C, H, W)."""
+    """Depthwise deformable 3x3: x (N, C, H, W) and offsets o (N, 1, H, W) in [-8, 7] to (N, C, H, W).
+
+    ``bias`` (C,) is None until a batch norm is folded into the layer.
+    """
+
+    bias: nn.Parameter | None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.weight = nn.Parameter(torch.empty(channels, 1, 3, 3))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.register_parameter("bias", None)
 
     def forward(self, x: Tensor, o: Tensor) -> Tensor:
-        return square_deform(x.float(), o.float(), self.weight)
+        y = square_deform(x.float(), o.float(), self.weight)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)

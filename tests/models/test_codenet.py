@@ -124,9 +124,22 @@ def test_trunk_report_says_what_did_not_match(tmp_path: Path) -> None:
     state["fc.weight"] = torch.zeros(3)
     torch.save(state, tmp_path / "trunk.pth")
     report = load_trunk(model, tmp_path / "trunk.pth")
-    assert set(report.unused) == {"fc.weight", "stage4.0.branch1.0.weight"}
-    assert {"stage3.0.branch1.0.weight", "stage4.0.branch1.0.weight", "conv5.0.weight"} <= set(report.missing)
-    assert "not used" in str(report)
+    assert set(report.unused) == {"fc.weight"} and report.differ == ("stage4.0.branch1.0.weight is 7, here 48x1x3x3",)
+    assert {"stage3.0.branch1.0.weight", "conv5.0.weight"} <= set(report.missing)
+    assert "not used: fc.weight" in str(report) and "differ: stage4.0.branch1.0.weight is 7" in str(report)
+
+
+def test_a_trunks_depthwise_kernels_start_deformable_ones(tmp_path: Path) -> None:
+    plain = Codenet(CodenetConfig(size=(32, 32)))
+    torch.save({name: value for name, value in plain.state_dict().items() if name.startswith(("conv1", "stage"))}, tmp_path / "trunk.pth")
+    deform = Codenet(CodenetConfig(size=(32, 32), deform_stages=(4,)))
+    report = load_trunk(deform, tmp_path / "trunk.pth")
+    assert not report.unused and not report.differ
+    left = plain.get_submodule("stage4.1.branch2.3").weight
+    assert torch.equal(deform.get_submodule("stage4.1.branch2.3.deform").weight, left)  # type: ignore[arg-type]
+    even = Codenet(CodenetConfig(width=0.5, size=(32, 32), blocks="even-odd"))
+    with pytest.raises(ValueError, match="torchvision's wiring"):
+        load_trunk(even, tmp_path / "trunk.pth")
 
 
 def test_a_file_that_is_no_trunk_is_refused(tmp_path: Path) -> None:
