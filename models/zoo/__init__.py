@@ -21,6 +21,7 @@ NAMES: tuple[str, ...] = (
     "tcnca",
     "tvconv",
     "hyperzzw",
+    "fitv2",
     "metamixer",
     "convnext",
     "unireplknet",
