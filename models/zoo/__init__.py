@@ -38,6 +38,7 @@ NAMES: tuple[str, ...] = (
     "spartan",
     "poincare",
     "dimr",
+    "tml",
 )
 
 
