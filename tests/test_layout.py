@@ -18,7 +18,7 @@ MAY_IMPORT = {"hw": {"hw"}, "sw": {"sw", "hw"}, "sim": {"sim", "sw", "hw"}, "mod
 MAY_USE = {
     "hw": {"amaranth"},
     "sw": {"numpy", "onnx", "google", "typer", "rich"},
-    "sim": {"numpy", "cocotb", "cocotb_tools", "amaranth"},
+    "sim": {"numpy", "cocotb", "cocotb_tools", "amaranth", "pyosys"},
     "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "rich", "matplotlib"},
 }
 #: Operators that are trained, and so have a file in models/ops.
