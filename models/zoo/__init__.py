@@ -39,6 +39,7 @@ NAMES: tuple[str, ...] = (
     "poincare",
     "dimr",
     "tml",
+    "fit",
 )
 
 
