@@ -1,11 +1,12 @@
 """DCLS finds four far-apart taps in a 13 × 13 window; the fixed dilated kernel cannot, and bilinear positions do not travel.
 
 Each seed draws a teacher kernel with one tap in each quadrant and regresses white noise filtered by it. The seeds are the channels of one
-depthwise layer, so all of them train in one run and do not meet. The Gaussians start wide (SIG 2) and learn their widths.
+depthwise layer, so all of them train in one run and do not meet. Gaussians start at the paper's SIG 0.23 or wide (SIG 2), and learn their
+widths; the baselines are a dilated 3 × 3 of the same reach and DCLS with bilinear positions (v1).
 
-How far this goes: SIG 2 and 1,500 steps were chosen by a scan of twelve settings on these very targets. At the paper's SIG 0.23 the
-Gaussians did no better than the dilated kernel here. So the demonstration shows that wide Gaussians find distant taps, not that the
-default does, and the row against bilinear positions (v1), which have no width to choose, is no like-for-like comparison.
+How far this goes: SIG 2, the rates and 1,500 steps were chosen by a scan of twelve settings on three other targets (generator seed 0), on
+which SIG 0.23 did no better than the dilated kernel. The six targets here are fresh (seed 100) and nothing was chosen on them. Bilinear
+positions have no width to choose, so the row against them is no like-for-like comparison.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch.nn import functional as F
 from models.zoo.base import DemoResult, Row
 from models.zoo.dcls import Dcls
 
-SEEDS = 3
+SEEDS = 6
+TARGETS = 100  # of the generator; the setting was chosen on 0
 WINDOW = 13
 ELEMENTS = 8
 STEPS = 1500
-WIDTH = 2.0  # SIG at the start; with the default 0.23 the Gaussian is too narrow to feel taps 6 away
+WIDTH = 2.0  # a wide SIG at the start
 
 
 def teacher(generator: torch.Generator) -> Tensor:
@@ -71,31 +73,33 @@ def fit(layer: nn.Module, target: Tensor, tick: Callable[[], None]) -> tuple[lis
 
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
-    """Relative residual of the recovered kernel: DCLS gauss against the dilated 3 × 3 and against DCLS v1."""
+    """Relative residual of the recovered kernel: Gaussians, at the paper's width and wide, against the dilated 3 × 3 and against v1."""
     done = 0
 
     def tick() -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, 3 * STEPS // 10)
+            progress(done, 4 * STEPS // 10)
 
-    target = teacher(torch.Generator().manual_seed(0))
+    target = teacher(torch.Generator().manual_seed(TARGETS))
     results: dict[str, list[float]] = {}
     curves: dict[str, list[float]] = {}
-    for name in ("gauss", "v1", "dilated"):
+    for name in ("gauss, SIG 0.23", "gauss, SIG 2", "v1", "dilated 3×3"):
         torch.manual_seed(2)
         layer: nn.Module = nn.Conv2d(SEEDS, SEEDS, 3, dilation=6, groups=SEEDS, bias=False)
-        if name != "dilated":
-            version = "gauss" if name == "gauss" else "v1"
+        if not name.startswith("dilated"):
+            version = "v1" if name == "v1" else "gauss"
             layer = Dcls(SEEDS, SEEDS, ELEMENTS, (WINDOW, WINDOW), version=version, groups=SEEDS, bias=False)  # type: ignore[arg-type]
-            if layer.SIG is not None:
+            if name.endswith("SIG 2") and layer.SIG is not None:
                 nn.init.constant_(layer.SIG, WIDTH)
         results[name], curves[name] = fit(layer, target, tick)
+    paper, wide, bilinear, dilated = results.values()
     return DemoResult(
         rows=(
-            Row(name="residual against dilated 3×3", ours=results["gauss"], baseline=results["dilated"], expected="lower", margin=0.3),
-            Row(name="residual, gauss against v1", ours=results["gauss"], baseline=results["v1"], expected="lower", margin=0.2),
+            Row(name="residual, SIG 0.23 against dilated 3×3", ours=paper, baseline=dilated, expected="lower", margin=0.3),
+            Row(name="residual, SIG 2 against dilated 3×3", ours=wide, baseline=dilated, expected="lower", margin=0.3),
+            Row(name="residual, SIG 2 against v1", ours=wide, baseline=bilinear, expected="lower", margin=0.2),
         ),
         curves=curves,
     )

@@ -1,7 +1,7 @@
 """Waves on maps larger than any seen in training: FiTv2's rotary embedding against sine-cosine positions added to the tokens.
 
 Latents of one channel hold a wave of random phase, along the rows (class 0) or along the columns (class 1). Both networks are trained at
-4 × 4, as DiT is at one size, and sample at 8 × 8 and 2 × 8 by 25 Euler steps from noise: places and numbers of tokens that they never saw.
+4 × 4, as DiT is at one size, and sample at 8 × 8 and 2 × 8 by 25 Euler steps from noise: places that they never saw.
 The figure is the part of a sample's energy that the nearest wave of its class leaves: 0 for a perfect one, about 1 for noise. The baseline
 takes positions as DiT does and has no rotation; all else is alike.
 
