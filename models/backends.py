@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models import checkpoint
+from models.data.folder import open_folder
 from models.data.transforms import letterbox
-from models.data.voc import Sample, VocFolder, find_split
+from models.data.voc import Sample
 from models.frozen import FrozenNetwork
 from models.score import Maps, Network, torch_network
 from sw.graph import Graph
@@ -102,14 +103,14 @@ def class_names(graph: Graph) -> tuple[str, ...]:
 
 def first_samples(data: Path, split: str, classes: Sequence[str], size: tuple[int, int], count: int) -> tuple[list[Sample], Images]:
     """The first ``count`` samples of a split and their letterboxed images (N, height, width, 3)."""
-    folder = VocFolder(data, find_split(data, split), classes)
+    folder = open_folder(data, split, classes)
     samples = [folder[k] for k in range(min(count, len(folder)))]
     return samples, np.stack([letterbox(s, size)[0].image for s in samples])
 
 
 def fitting_size(data: Path, longest: int = 256) -> tuple[int, int]:
     """(height, width) of an input whose longer side is ``longest`` and that fits the first image of ``data``; multiples of 32."""
-    folder = VocFolder(data, find_split(data, "train"))
+    folder = open_folder(data, "train")
     rows, columns = folder[0].image.shape[:2]
     scale = longest / max(rows, columns)
     height, width = (max(32, round(n * scale / 32) * 32) for n in (rows, columns))

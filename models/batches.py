@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from models.data.folder import Folder
 from models.data.transforms import augment, letterbox
-from models.data.voc import Sample, VocFolder
+from models.data.voc import Sample
 from models.detectors.codenet import CodenetConfig
 from models.distributed import ALONE, Group
 from models.losses import Targets, make_targets
@@ -23,7 +25,7 @@ class Views(Dataset[Sample]):
     """Samples as the network sees them: with probability ``random`` a random view, which depends on seed, epoch and index alone, else
     letterboxed."""
 
-    def __init__(self, folder: VocFolder, size: tuple[int, int], *, random: float, flip: bool = False, seed: int = 0) -> None:
+    def __init__(self, folder: Folder, size: tuple[int, int], *, random: float, flip: bool = False, seed: int = 0) -> None:
         self.folder, self.size, self.random, self.flip, self.seed = folder, size, random, flip, seed
         self.epoch = 0
         self._cache: dict[int, Sample] = {}
@@ -42,6 +44,10 @@ class Views(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._cache.get(index) or self.folder[index]
+        if not self.folder.teaches_difficult and sample.difficult.any():
+            keep = ~sample.difficult
+            taught = {name: getattr(sample, name)[keep] for name in ("boxes", "labels", "difficult", "truncated")}
+            sample = replace(sample, areas=None, **taught)
         rng = np.random.default_rng((self.seed, self.epoch, index))
         if rng.random() >= self.random:
             return letterbox(sample, self.size)[0]

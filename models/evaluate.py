@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.backends import Backend
-from models.data.voc import VocFolder, find_split
+from models.data.folder import open_folder
 from models.draw import draw_pair
 from models.score import detect as find_boxes
 from models.score import score
@@ -22,21 +22,23 @@ def evaluate(
     images: int | None = None,
     batch: int = 32,
     flip_test: bool = False,
+    coco: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """AP50 (area metric) and the 11-point figure of ``backend``, without and with NMS, on the first ``images`` of a split (None: all).
+    """AP50 (area metric) and the 11-point figure of ``backend``, without and with NMS, on the first ``images`` of a split (None: all);
+    ``coco``: COCO's figures too.
 
     Raises DataError if the data's classes are not the model's.
     """
-    folder = VocFolder(data, find_split(data, split), backend.classes)
+    folder = open_folder(data, split, backend.classes)
     folder.check()
-    result = score(backend.network, folder, backend.size, images=images, batch=batch, flip_test=flip_test, progress=progress)
+    result = score(backend.network, folder, backend.size, images=images, batch=batch, flip_test=flip_test, coco=coco, progress=progress)
     return {"backend": backend.name, "split": folder.split, "data": str(data), **result}
 
 
 def draw_detections(backend: Backend, data: Path, split: str, images: int, out: Path) -> list[dict[str, Any]]:
     """Draw the boxes of ``backend`` beside ground truth, one PNG an image in ``out``; a record for each."""
-    folder = VocFolder(data, find_split(data, split), backend.classes)
+    folder = open_folder(data, split, backend.classes)
     records = []
     for k in range(min(images, len(folder))):
         sample = folder[k]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models import checkpoint
 from models.batches import Batch, Batches, Views
-from models.data.voc import VocFolder, find_split
+from models.data.folder import Folder, open_folder
 from models.detectors.codenet import Codenet, images_to_input
 from models.epochs import History, Watch, best_epoch, run_epochs, write_json
 from models.export import export_qonnx
@@ -139,7 +139,7 @@ class QuantTrainer:
             self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
 
 
-def calibration_batches(folder: VocFolder, size: tuple[int, int], *, images: int = CALIBRATION_IMAGES, batch: int = 16) -> list[Tensor]:
+def calibration_batches(folder: Folder, size: tuple[int, int], *, images: int = CALIBRATION_IMAGES, batch: int = 16) -> list[Tensor]:
     """Network inputs from the first ``images`` of ``folder``, letterboxed."""
     views = Views(folder, size, random=0.0)
     count = min(images, len(views))
@@ -176,7 +176,7 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     run, data, chosen = Path(run), Path(data), QuantizeOptions(**options)
     teacher = checkpoint.load_float(run / "float.pt")
     config = teacher.config
-    folder = VocFolder(data, find_split(data, chosen.split), config.classes)
+    folder = open_folder(data, chosen.split, config.classes)
     torch.manual_seed(chosen.seed)
     source = checkpoint.load_float(run / "float.pt")
     if chosen.norms:
@@ -227,7 +227,7 @@ def _watch(model: Codenet, data: Path, options: QuantizeOptions, best: Path) -> 
 
 def evaluate_quantized(model: Codenet, teacher: Codenet, data: Path, split: str) -> dict[str, Any]:
     """AP50 of the fake-quantized and the float network on a split, without and with NMS, and what quantization lost."""
-    folder = VocFolder(data, find_split(data, split), model.config.classes)
+    folder = open_folder(data, split, model.config.classes)
     quantized, floating = score(torch_network(model.eval()), folder, model.config.size), evaluate_float(teacher, data, split)
     result: dict[str, Any] = {"split": split}
     for suffix in ("", "_nms"):

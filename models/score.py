@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from models.data.folder import Folder
 from models.data.transforms import letterbox, unletterbox
-from models.data.voc import Sample, VocFolder
+from models.data.voc import Sample
 from models.detectors.codenet import STRIDE, images_to_input
 from models.metrics import evaluate_voc
 from models.nms import OVERLAP, suppress
@@ -65,12 +66,13 @@ def detect(network: Network, samples: list[Sample], size: tuple[int, int], *, th
 
 
 def score(
-    network: Network, folder: VocFolder, size: tuple[int, int], *, images: int | None = None, batch: int = 32, flip_test: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    network: Network, folder: Folder, size: tuple[int, int], *, images: int | None = None, batch: int = 32, flip_test: bool = False,
+    coco: bool = False, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """``models.metrics.evaluate_voc`` of ``network`` on the first ``images`` of ``folder`` (None: all), without and with NMS.
 
     ap50 and ap50_11 are without non-maximum suppression, ap50_nms and ap50_11_nms with it; ``passes`` is 2 with ``flip_test``, else 1.
+    ``coco``: COCO's figures too, without NMS, under that name.
     """
     network = mirrored(network) if flip_test else network
     count = len(folder) if images is None else min(images, len(folder))
@@ -85,4 +87,8 @@ def score(
     with_nms = evaluate_voc([suppress(each) for each in found], truth, folder.classes)
     how = "two passes (flip test)" if flip_test else "single pass"
     result |= {"metric": f"{result['metric']}, {how}, no NMS; *_nms: NMS at IoU {OVERLAP:g}", "passes": 1 + flip_test}
+    if coco:
+        from models.coco_metrics import evaluate_coco  # needs pycocotools, which nothing else does
+
+        result["coco"] = evaluate_coco(found, truth, folder.classes)
     return result | {f"{name}_nms": with_nms[name] for name in ("ap50", "ap50_11")}

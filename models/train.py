@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import checkpoint
 from models.batches import Batch, Batches, Views
-from models.data.voc import VocFolder, find_split
+from models.data.folder import Folder, has_split, open_folder
 from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
 from models.distributed import ALONE, Group, join, pick_device
@@ -206,20 +206,18 @@ class Trainer:
 
 def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
     """AP of a float network in eval mode on a split of ``data``."""
-    folder = VocFolder(data, find_split(data, split), model.config.classes)
+    folder = open_folder(data, split, model.config.classes)
     return score(torch_network(model), folder, model.config.size)
 
 
-def validation_folder(data: Path, trained_on: str, split: str | None, classes: Sequence[str]) -> VocFolder | None:
+def validation_folder(data: Path, trained_on: str, split: str | None, classes: Sequence[str]) -> Folder | None:
     """The images to choose the best network by; None if there are none that training does not see (a test split never stands in)."""
     if split is None or split in SEEN.get(trained_on, (trained_on,)):
         return None
-    if not (data / "ImageSets" / "Main" / f"{split}.txt").is_file():
-        return None
-    return VocFolder(data, split, classes)
+    return open_folder(data, split, classes) if has_split(data, split) else None
 
 
-def watch_best(folder: VocFolder | None, model: Callable[[], Codenet], best: Path, options: TrainOptions) -> Watch | None:
+def watch_best(folder: Folder | None, model: Callable[[], Codenet], best: Path, options: TrainOptions) -> Watch | None:
     """Validation of ``model()`` on ``folder``; the best is stored in ``best``."""
     if folder is None:
         return None
@@ -251,7 +249,7 @@ def train(
 def _train(
     run: Path, data: Path, options: TrainOptions, device: torch.device, group: Group, workers: int, progress: bool, tensorboard: bool
 ) -> dict[str, Any]:
-    folder = VocFolder(data, find_split(data, options.split))
+    folder = open_folder(data, options.split)
     folder.check()
     config = make_config(options.preset, folder.classes, **options.network)
     settings = {"data": str(data), **dataclasses.asdict(options)}

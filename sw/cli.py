@@ -163,11 +163,13 @@ def evaluate(
     split: Split = "test",
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     flip_test: Annotated[bool, typer.Option("--flip-test", help="Two passes, averaged over the mirror image; labelled as such.")] = False,
+    coco: Annotated[bool, typer.Option("--coco", help="COCO's figures too (AP over IoU 0.5 to 0.95, by size), without NMS.")] = False,
     as_json: Json = False,
 ) -> None:
     """AP50 of one backend on a data set (area metric, single pass; the 11-point figure beside it), without and with NMS."""
-    record = steps.evaluate(run, backend=backend.value, data=data, split=split, images=images, flip_test=flip_test, bars=bars)
-    show(record, as_json, "backend", "split", "images", "ap50", "ap50_nms", "ap50_11", "ap50_11_nms", "metric")
+    record = steps.evaluate(run, backend=backend.value, data=data, split=split, images=images, flip_test=flip_test, coco=coco, bars=bars)
+    keys = ("ap50", "ap50_nms", "ap50_11", "ap50_11_nms", "metric", *(("coco",) if coco else ()))
+    show(record, as_json, "backend", "split", "images", *keys)
 
 
 @verb("compile")

@@ -126,17 +126,18 @@ def evaluate(
     split: str = "test",
     images: int | None = None,
     flip_test: bool = False,
+    coco: bool = False,
     bars: Bars = no_bars,
 ) -> dict[str, Any]:
     """AP50 of one backend on the first ``images`` of a split (None: all; for ``rtl`` those that were simulated, or ten), without and
-    with NMS; ``flip_test``: two passes, averaged over the mirror image (not from a simulation).
+    with NMS; ``flip_test``: two passes, averaged over the mirror image (not from a simulation); ``coco``: COCO's figures too.
 
     ``rtl`` uses the head maps that ``simulate`` wrote where they are of these images, and simulates otherwise.
     """
     data = data or data_of(run)
     made, images = _rtl(run, data, split, images) if backend == "rtl" else (_backend(run, backend), images)
     with bars(f"evaluate {backend}") as progress:
-        record = upward("evaluate")(made, data, split, images, flip_test=flip_test, progress=progress)
+        record = upward("evaluate")(made, data, split, images, flip_test=flip_test, coco=coco, progress=progress)
     return save(run, f"evaluate-{backend}" + ("-flip" if flip_test else ""), record)
 
 

@@ -43,6 +43,7 @@ class Sample:
     labels: npt.NDArray[np.int64]  # (n,) index into the classes
     difficult: npt.NDArray[np.bool_]  # (n,)
     truncated: npt.NDArray[np.bool_]  # (n,)
+    areas: npt.NDArray[np.float64] | None = None  # (n,) of the objects themselves, square pixels, where the data set says
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class VocFolder:
 
     Raises DataError; `check` finds every fault of the annotations before work is spent.
     """
+
+    teaches_difficult = True
 
     def __init__(self, root: Path | str, split: str, classes: Sequence[str] | None = None) -> None:
         self.root, self.split = Path(root), split
