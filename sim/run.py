@@ -45,7 +45,8 @@ class Case:
 
     ``op`` is anything with ``golden(*inputs)``. At least three frames are needed for the throughput to be checked.
     ``pysim``: also run it in the Amaranth simulator (keep these small). ``interval``: cycles a frame to expect of a unit that
-    knows no frames (default: what the unit says).
+    knows no frames (default: what the unit says). ``latency``: cycles from the first beat taken to the first beat out, nobody
+    stalling, to be checked.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     inputs: tuple[Array, ...]
     pysim: bool = False
     interval: int | None = None
+    latency: int | None = None
     outputs: tuple[Array, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -190,6 +192,22 @@ def run_cases(cases: Sequence[Case], work: Path, runs: Sequence[tuple[bool, bool
         if not failures.exists():
             raise RuntimeError(f"the simulation ended with {stop.code!r}:\n{log.read_text()[-4000:]}") from None
     check_results(work, failures, log)
+    if (False, False) in runs:
+        check_latencies(cases, bench, json.loads((work / "times.json").read_text()))
+
+
+def check_latencies(cases: Sequence[Case], bench: Bench, times: dict[str, Any]) -> None:
+    """AssertionError naming the cases whose first beat out came sooner or later after the first beat in than they say."""
+    wrong = []
+    for k, case in enumerate(cases):
+        first = [
+            min(times[key][n] for n, (owner, _) in enumerate(side) if owner == k)
+            for key, side in zip(("first_in", "first_out"), bench.streams, strict=True)
+        ]
+        if case.latency is not None and first[1] - first[0] != case.latency:
+            wrong.append(f"{case.name} ({type(case.unit).__name__}): latency {first[1] - first[0]}, expected {case.latency}")
+    if wrong:
+        raise AssertionError("\n".join(wrong))
 
 
 def check_results(work: Path, failures: Path, log: Path) -> None:

@@ -20,7 +20,7 @@ class TopK(wiring.Component):
 
     ``depth`` cells hold the keys in order; a new entry is compared with all of them at once, those behind it move on by one.
     What goes with a key lies in a memory (two halves: one fills, one is read), cells hold its place.
-    Throughput: an entry a cycle and one cycle for the end of a frame; a frame takes at least :attr:`frame_cycles`. Latency:
+    Throughput: an entry a cycle, across frames too, but a frame takes at least :attr:`frame_cycles`. Latency:
     the best entry leaves 3 cycles after the frame's end.
 
     Parameters: ``depth`` K; ``value_bits``, ``label_bits``, ``data_bits``.
@@ -52,19 +52,24 @@ class TopK(wiring.Component):
         w_port, r_port = kept.write_port(), kept.read_port()
         ended, reading, half = Signal(), Signal(), Signal()
         snap, insert = Signal(), Signal()
-        m.d.comb += [self.i.ready.eq(~ended), snap.eq(ended & ~reading)]
+        m.d.comb += [self.i.ready.eq(~(ended & reading)), snap.eq(ended & ~reading)]
         take = self.i.valid & self.i.ready
         with m.If(take & self.i.payload.end):
             m.d.sync += ended.eq(1)
+        with m.Elif(snap):
+            m.d.sync += ended.eq(0)
         with m.If(snap):
-            m.d.sync += [ended.eq(0), half.eq(~half)]
+            m.d.sync += half.eq(~half)
         slots, slot, count = self._cells(m, take & self.i.payload.present, insert, snap, slot_bits)
-        m.d.comb += [w_port.addr.eq(Cat(slot, half)), w_port.data.eq(self.i.payload.entry), w_port.en.eq(insert)]
+        m.d.comb += [w_port.addr.eq(Cat(slot, half ^ snap)), w_port.data.eq(self.i.payload.entry), w_port.en.eq(insert)]
         self._read(m, r_port, snap, reading, slots, count, half)
         return m
 
     def _cells(self, m: Module, new: Value, insert: Signal, snap: Value, slot_bits: int) -> tuple[list[Signal], Value, Signal]:
-        """The sorted cells; returns their places in memory, the place of the entry that comes in, and how many there are."""
+        """The sorted cells; returns their places in memory, the place of the entry that comes in, and how many there are.
+
+        With ``snap`` the cells are those of the frame before: the entry finds them empty.
+        """
         entry = self.i.payload.entry
         # One unsigned number, 0 in an empty cell: the value from its least on, then the label backwards.
         raw = entry.value.as_unsigned()
@@ -74,9 +79,10 @@ class TopK(wiring.Component):
         count, slot = Signal(range(self.depth + 1)), Signal(slot_bits)
         full = count == self.depth
         behind = Signal(self.depth)  # the cells that the new entry goes before
-        m.d.comb += [behind.eq(Cat(key > k for k in keys)), slot.eq(Mux(full, slots[-1], count)), insert.eq(new & behind[-1])]
+        m.d.comb += [behind.eq(Cat((key > k) | snap for k in keys)), insert.eq(new & behind[-1])]
+        m.d.comb += slot.eq(Mux(snap, 0, Mux(full, slots[-1], count)))
         with m.If(snap):
-            m.d.sync += [count.eq(0), *(k.eq(0) for k in keys)]
+            m.d.sync += [count.eq(new), keys[0].eq(Mux(new, key, 0)), slots[0].eq(0), *(k.eq(0) for k in keys[1:])]
         with m.Elif(insert):
             with m.If(~full):
                 m.d.sync += count.eq(count + 1)

@@ -79,12 +79,8 @@ class DecodeUnit(Unit):
 
     @property
     def frame_cycles(self) -> int:
-        """One cycle a beat of the heat map, or the records if those are more.
-
-        The sorter's cycle for a frame's end falls on a beat without peaks; only a map of one pixel has none such.
-        """
-        pixels = self.height * self.width
-        return max(pixels * self.groups + (pixels == 1), self.sorter.frame_cycles)
+        """One cycle a beat of the heat map, or the records if those are more."""
+        return max(self.height * self.width * self.groups, self.sorter.frame_cycles)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
