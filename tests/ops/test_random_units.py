@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,12 +21,13 @@ from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
 from hw.lib.join import Join
 from hw.lib.regroup import Regroup
-from hw.params import Window
+from hw.params import Multiplier, RomKind, Window
 from hw.units.decode import DecodeUnit
 from hw.units.depthwise import DepthwiseUnit
 from sim.run import Case
 from sw import ops
 from sw.cache import ROOT
+from sw.folding.fold import Fold
 from sw.lower import BUILDERS, lanes
 from sw.ops import Array, Op, TensorType
 
@@ -104,13 +105,14 @@ def shape(x: TensorType, count: int) -> dict[str, Any]:
 
 def drawn(
     draw: Draw, op: Any, types: tuple[TensorType, ...], i: int, o: int | None = None, *, latency: int | None = None, unit: Any = None,
-    inputs: tuple[Array, ...] | None = None, **parameters: Any,
+    multiplier: Multiplier = "inferred", memory: RomKind = "auto", **parameters: Any,
 ) -> Drawn:  # fmt: skip
     """The case of ``op`` as the compiler builds its unit, or of ``unit``."""
     (out, *_) = op.infer(*types)
-    unit = unit or BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o or i))
+    fold = Fold(lanes_in=i, lanes_out=o or i, multiplier=multiplier, memory=memory)
+    unit = unit or BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o or i), fold)
     name = f"{op.name} {' and '.join(map(str, types))} by {i} {o or i} {parameters}"
-    case = Case(name=name, unit=unit, op=op, inputs=inputs or frames(draw, *types), latency=latency)
+    case = Case(name=name, unit=unit, op=op, inputs=frames(draw, *types), latency=latency)
     return Drawn(unit=op.name, case=case, parameters=shape(types[0], i) | parameters)
 
 
@@ -146,7 +148,9 @@ def conv(draw: Draw) -> Drawn:
     x, outputs = fitting(draw, w), draw(st.integers(1, 6))
     op = ops.Conv(weights=weights(draw, outputs, *w.kernel, x.channels), bias=bias(draw, outputs), window=w)
     simd, pe = draw(st.integers(1, x.channels)), draw(st.integers(1, outputs))
-    return drawn(draw, op, (x,), simd, pe, **{"pe": pe, "simd": simd, "stride": w.stride[0]})
+    kinds = draw(st.sampled_from(get_args(Multiplier))), draw(st.sampled_from(get_args(RomKind)))
+    found = drawn(draw, op, (x,), simd, pe, multiplier=kinds[0], memory=kinds[1], stride=w.stride[0], pe="1" if pe == 1 else "more")
+    return replace(found, parameters=found.parameters | dict(zip(("multiplier", "memory"), kinds, strict=True)))
 
 
 def depthwise(draw: Draw) -> Drawn:
