@@ -40,6 +40,7 @@ NAMES: tuple[str, ...] = (
     "dimr",
     "tml",
     "fit",
+    "hybrid_vad",
 )
 
 
