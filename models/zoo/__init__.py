@@ -41,6 +41,7 @@ NAMES: tuple[str, ...] = (
     "tml",
     "fit",
     "hybrid_vad",
+    "sit",
 )
 
 
