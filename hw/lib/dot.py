@@ -101,6 +101,11 @@ class Dot(wiring.Component):
         return self.kind in ("packed27", "packed18", "mult18x18d")
 
     @property
+    def word_levels(self) -> int:
+        """Registers in the sum of a chain's words where no cascade adds them."""
+        return tree_stages(self.chain, every=1)
+
+    @property
     def row_bits(self) -> int:
         """Bits of one operand set's weights."""
         return self.groups * self.simd * sum(self.bits)
@@ -112,7 +117,11 @@ class Dot(wiring.Component):
 
     @property
     def latency(self) -> int:
-        stages = {"soft": 2, "inferred": 1, "packed27": 2, "packed18": 2, "mult18x18d": 4, "dsp48e2": 3 + self.chain}[self.kind]
+        words = 1 + self.word_levels
+        stages = {
+            "soft": 2, "inferred": 1, "packed27": words, "packed18": words, "mult18x18d": Mult18x18d.LATENCY + words,
+            "dsp48e2": Dsp48e2.LATENCY - 1 + self.chain,
+        }[self.kind]  # fmt: skip
         # Telling the fields apart, then the trees of fields and of spills, then their difference.
         if self.packing:
             return stages + 1 + tree_stages(len(self.chains)) + (self.lanes > 1)
@@ -226,21 +235,23 @@ class Dot(wiring.Component):
 
     def inferred_chain(self, m: Module, packing: Packing, group: int, terms: Sequence[int], name: str) -> tuple[Value, int]:
         words = [register(m, self.x[n] * self.stored_word(packing, group, n), self.en, f"{name}_word{n}") for n in terms]
-        total = words[0]
-        while len(words) > 1:
-            words = [words[k] + words[k + 1] if k + 1 < len(words) else words[k] for k in range(0, len(words), 2)]
-            total = words[0]
-        return register(m, total, self.en, f"{name}_total"), 2
+        return self.words_sum(m, words, name), 1 + self.word_levels
 
     def mult_chain(self, m: Module, packing: Packing, group: int, terms: Sequence[int], name: str) -> tuple[Value, int]:
-        words: list[Any] = []
+        words: list[Value] = []
         for n in terms:
             m.submodules[f"{name}_mult{n}"] = mult = Mult18x18d()
             m.d.comb += [mult.a.eq(self.x[n]), mult.b.eq(self.stored_word(packing, group, n)), mult.en.eq(self.en)]
-            words.append(mult.p[: packing.total_bits].as_signed())
-        while len(words) > 1:
-            words = [words[k] + words[k + 1] if k + 1 < len(words) else words[k] for k in range(0, len(words), 2)]
-        return register(m, words[0], self.en, f"{name}_total"), Mult18x18d.LATENCY + 1
+            # The way from a multiplier to its adder is long: a register half-way.
+            words.append(register(m, mult.p[: packing.total_bits].as_signed(), self.en, f"{name}_word{n}"))
+        return self.words_sum(m, words, name), Mult18x18d.LATENCY + 1 + self.word_levels
+
+    def words_sum(self, m: Module, words: Sequence[Value], name: str) -> Value:
+        """Sum of a chain's words with a register a level; a short chain waits for the longer ones."""
+        total = adder_tree(m, words, self.en, f"{name}_total", every=1)
+        for k in range(self.word_levels - tree_stages(len(words), every=1)):
+            total = register(m, total, self.en, f"{name}_wait{k}")
+        return total
 
     def dsp_chain(self, m: Module, packing: Packing, group: int, terms: Sequence[int], name: str) -> tuple[Value, int]:
         """Slices in cascade: operands of position j come j cycles later; the pre-adder packs signed weights as D - A."""

@@ -60,7 +60,7 @@ class UnitCase:
     ``make`` builds the unit (anew each time: units are elaborated once), ``make_ecp5`` its counterpart on that family;
     ``model`` has ``golden``; ``types`` are the input maps; ``multiplications`` by weights a frame takes and ``multipliers`` the
     unit has (0 where there are none); ``plain``: name of the case that ``ratio_to_plain`` refers to; ``feed`` replaces random
-    frames; ``interval``: what a part that knows no frames must reach.
+    frames; ``interval``: what a part that knows no frames must reach; ``fits_ecp5``: whether the largest ECP5 can hold it.
     """
 
     name: str
@@ -73,6 +73,7 @@ class UnitCase:
     plain: str | None = None
     feed: Callable[[], tuple[Array, ...]] | None = None
     interval: int | None = None
+    fits_ecp5: bool = True
     unit: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,7 +202,7 @@ def core(name: str, pe: int, simd: int, variant: str, steps: int = 4) -> UnitCas
     types = tuple(kind(1, 1, x.shape[-1], bits, bits == 4) for x, bits in zip(models[0].feed(), (8, 4), strict=True))
     return UnitCase(
         name=name, make=models[0].make, make_ecp5=models[1].make, model=models[0], types=types, feed=models[0].feed,
-        multiplications=pe * simd * steps, multipliers=pe * simd,
+        multiplications=pe * simd * steps, multipliers=pe * simd, fits_ecp5=pe * simd <= 2 * 156,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def _cycles(case: UnitCase, step: Callable[[str], None]) -> Any:
 
 def _record(case: UnitCase, known: dict[str, UnitCase], step: Callable[[str], None]) -> dict[str, Any]:
     cycles = _cycles(case, step)
-    on_ecp5 = case.make_ecp5() if case.make_ecp5 is not None else None
+    on_ecp5 = (case.make_ecp5 or case.make)() if case.fits_ecp5 else None
     found = synthesize(case.make(), on_ecp5, step=lambda text: step(f"{case.name}: {text}"))
     plain = _cycles(known[case.plain], step).interval if case.plain else None
     values = (

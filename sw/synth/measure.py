@@ -34,7 +34,6 @@ class Synthesis:
     """A unit on both families. ``fmax_ecp5``: MHz by place and route, None if the largest ECP5 is too small for it."""
 
     xcup: Area
-    ecp5: Area
     path: LongestPath
     fmax_ecp5: float | None
 
@@ -148,14 +147,13 @@ def timing(component: Any, seed: int = 1) -> Timing | None:
     return _timing(verilog_of(Shell(component)), seed)
 
 
-def synthesize(component: Any, on_ecp5: Any = None, *, step: Callable[[str], None] = lambda _: None) -> Synthesis:
-    """Everything about a component; ``on_ecp5``: what stands for it on that family; ``step`` is told what begins."""
-    other = component if on_ecp5 is None else on_ecp5
+def synthesize(component: Any, on_ecp5: Any, *, step: Callable[[str], None] = lambda _: None) -> Synthesis:
+    """Everything about a component; ``on_ecp5``: what stands for it on that family, None: nothing; ``step`` is told what begins."""
     text = verilog_of(component)
     step("Yosys, xcup")
     xcup, path = _area(text, "xcup"), _levels(text)
-    step("Yosys, ecp5")
-    ecp5 = _area(text if other is component else verilog_of(other), "ecp5")
-    step("nextpnr, ecp5")
-    placed = timing(other)
-    return Synthesis(xcup=xcup, ecp5=ecp5, path=path, fmax_ecp5=None if placed is None else placed.mhz)
+    placed = None
+    if on_ecp5 is not None:
+        step("Yosys and nextpnr, ecp5")
+        placed = timing(on_ecp5)
+    return Synthesis(xcup=xcup, path=path, fmax_ecp5=None if placed is None else placed.mhz)
