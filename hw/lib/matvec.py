@@ -1,16 +1,18 @@
+# amaranth: UnusedElaboratable=no
 """Matrix times vector, folded in both directions."""
 from __future__ import annotations
 
 from itertools import pairwise
 from typing import Any
 
-from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import bits_for, wrap
 from hw.lib.core import MatVecCore
+from hw.lib.rom import Rom
 from hw.params import Ints, Ints3, Lanes, Multiplier, Range, RomKind
 from hw.units.base import Unit, signature
 
@@ -94,7 +96,7 @@ class MatVec(Unit):
             m.d.sync += beat.eq(Mux(last, 0, beat + 1))
             with m.If(last):
                 m.d.sync += fold.eq(Mux(last_fold, 0, fold + 1))
-        element = self.kept(m, step, issue, beat, last & last_fold, last_fold) if self.folds > 1 else self.passed(m, step, issue)
+        element = self.kept(m, step, issue, beat, fold, last_fold) if self.folds > 1 else self.passed(m, step, issue)
         m.submodules.core = core = self.core
         m.d.comb += [core.x.eq(element), core.w.eq(self.weights(m, step, issue)), core.en.eq(step)]
         with m.If(step):
@@ -116,45 +118,54 @@ class MatVec(Unit):
             m.d.sync += element.eq(self.i.payload)
         return element
 
-    def kept(self, m: Module, step: Signal, issue: Signal, beat: Signal, vector_end: Value, last_fold: Value) -> Any:
+    def kept(self, m: Module, step: Signal, issue: Signal, beat: Signal, fold: Signal, last_fold: Value) -> Any:
         """Several folds: beats go through a ring of two vectors. Returns the beat a cycle after its issue."""
         depth = 2 * self.beats
         m.submodules.vector = memory = Memory(shape=self.i.payload.shape(), depth=depth, init=[])
         write, read = memory.write_port(), memory.read_port()
-        # Beats come from the start of the current vector on; those that the last fold has read are free.
-        have, used = Signal(range(depth + self.beats + 1)), Signal(range(depth + 1))
+        # The first fold reads beats as they come; the others find them there; those that the last fold has read are free.
+        fresh, used = Signal(range(depth + 1)), Signal(range(depth + 1))
+        some, room = Signal(), Signal(init=1)  # fresh != 0, used != depth
         upper = Signal()  # the current vector lies in the upper half
-        store, place = Signal(), Signal(range(depth))
+        store, take, free, place = Signal(), Signal(), Signal(), Signal(range(depth))
         m.d.comb += [
-            self.i.ready.eq(used != depth),
-            store.eq(self.i.valid & self.i.ready),
+            self.i.ready.eq(room),
+            store.eq(self.i.valid & room),
+            issue.eq(step & (some | (fold != 0))),
+            take.eq(issue & (fold == 0)),
+            free.eq(issue & last_fold),
             write.addr.eq(place),
             write.data.eq(self.i.payload),
             write.en.eq(store),
-            issue.eq(step & (have > beat)),
             read.addr.eq(Mux(upper, self.beats, 0) + beat),
             read.en.eq(step),
         ]
         with m.If(store):
             m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
-        with m.If(issue & vector_end):
+        with m.If(free & (beat == self.beats - 1)):
             m.d.sync += upper.eq(~upper)
-        m.d.sync += [
-            used.eq(used + store - (issue & last_fold)),
-            have.eq(have + store - Mux(issue & vector_end, self.beats, 0)),
-        ]
+        with m.If(store & ~take):
+            m.d.sync += [fresh.eq(fresh + 1), some.eq(1)]
+        with m.Elif(take & ~store):
+            m.d.sync += [fresh.eq(fresh - 1), some.eq(fresh != 1)]
+        with m.If(store & ~free):
+            m.d.sync += [used.eq(used + 1), room.eq(used != depth - 1)]
+        with m.Elif(free & ~store):
+            m.d.sync += [used.eq(used - 1), room.eq(1)]
         return read.data
 
     def weights(self, m: Module, step: Signal, issue: Signal) -> Value:
-        """The weights of a step, a cycle after its issue."""
-        style = {} if self.memory == "auto" else {"rom_style": {"lut": "logic", "block": "block"}[self.memory]}
-        m.submodules.weights = rom = Memory(shape=self.core.dot.row_bits, depth=len(self.rom), init=self.rom, attrs=style)
-        port = rom.read_port()
-        index = Signal(range(len(self.rom)))
-        m.d.comb += [port.addr.eq(index), port.en.eq(step)]
-        with m.If(issue):
-            m.d.sync += index.eq(Mux(index == len(self.rom) - 1, 0, index + 1))
-        return port.data
+        """The weights of a step, a cycle after its issue: in LUTs, a table for each group of rows that share multipliers."""
+        dot = self.core.dot
+        bits = dot.row_bits // dot.groups
+        together = 1 if self.memory == "lut" else dot.groups
+        parts = []
+        for k in range(0, dot.groups, together):
+            rows = [row >> k * bits & (1 << bits * together) - 1 for row in self.rom]
+            m.submodules[f"weights{k}"] = rom = Rom(rows, bits * together, self.memory)
+            m.d.comb += [rom.en.eq(step), rom.next.eq(issue)]
+            parts.append(rom.data)
+        return Cat(parts)
 
     def bias_row(self, m: Module, step: Signal, fold: Signal) -> list[Any]:
         """The accumulators' start values, a cycle after ``fold``."""

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Changing how many channels a beat carries."""
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ from math import gcd
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import stream
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.fifo import Fifo
 from hw.params import Lanes
 from hw.units.base import Unit, signature
 
@@ -19,7 +21,8 @@ class Regroup(Unit):
     A register holds what has come of a pixel; a beat leaves when it is full or the pixel complete, and in the same
     cycle the next may come in. Where one width is a multiple of the other it is loaded or shifted as a whole (one LUT a bit, or
     none), otherwise a shifter places each beat. Interval of a pixel: :attr:`pixel_cycles`, the greater number of beats, or one or
-    two more where the sizes do not divide. Latency one cycle after the last beat needed; ready passes through from the output.
+    two more where the sizes do not divide. Latency one cycle after the last beat needed (two from wide to
+    narrow, where ready is registered); otherwise ready passes through from the output.
 
     Parameters
     ----------
@@ -79,15 +82,19 @@ class Regroup(Unit):
         held = Signal(self.i_lanes.width, reset_less=True)
         rest, taken = Signal(range(ratio + 1)), Signal(range(n_in))  # beats left in the register; beats of the pixel
         last = taken == n_in - 1
+        # A register slice on the narrow side, where it is cheap, keeps the ready of what follows from the wide side.
+        m.submodules.slice = narrow = Fifo(self.o_lanes, 2)
+        wiring.connect(m, narrow.o, wiring.flipped(self.o))
+        empty = rest == 0
         m.d.comb += [
-            self.o.valid.eq(rest != 0),
-            self.o.payload.as_value().eq(held),
-            self.i.ready.eq((rest == 0) | ((rest == 1) & self.o.ready)),
+            narrow.i.valid.eq(~empty),
+            narrow.i.payload.as_value().eq(held),
+            self.i.ready.eq(empty | ((rest == 1) & narrow.i.ready)),
         ]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [held.eq(self.arrived(m, last)), taken.eq(Mux(last, 0, taken + 1))]
             m.d.sync += rest.eq(Mux(last, n_out - (n_in - 1) * ratio, ratio))
-        with m.Elif(self.o.valid & self.o.ready):
+        with m.Elif(~empty & narrow.i.ready):
             m.d.sync += [held.eq(held >> self.o_lanes.width), rest.eq(rest - 1)]
 
     def collect(self, m: Module, ratio: int) -> None:

@@ -25,7 +25,12 @@ SYNTH: dict[Family, str] = {
     "ecp5": f"synth_ecp5 -top {TOP}",
 }
 #: ABC9 asserts on the nets of some of Amaranth's Verilog (Yosys issue 4349); nets split bit by bit do not trip it.
-SCRIPTS = {family: (f"{synth} -run :map_luts", "splitnets", f"{synth} -run map_luts:") for family, synth in SYNTH.items()}
+#: Weights in LUTs are mapped apart from the rest: mapped together, ABC trades their depth for area because carries are longer anyway.
+APART = "setattr -mod -set keep_hierarchy 1 *.weights*"
+TOGETHER = ("setattr -mod -unset keep_hierarchy *", "flatten", "opt_clean -purge")
+SCRIPTS = {
+    family: (APART, f"{synth} -run :map_luts", "splitnets", f"{synth} -run map_luts:", *TOGETHER) for family, synth in SYNTH.items()
+}
 PLACE = ("--85k", "--speed", "6", "--package", "CABGA381", "--freq", "200", "--timing-allow-fail")
 
 
@@ -82,8 +87,8 @@ def _cached(kind: str, key: Sequence[str], make: Callable[[], Any]) -> Any:
 
 
 def _sources() -> str:
-    """The code that turns netlists into figures: part of the keys of what it computes."""
-    return "".join((Path(__file__).parent / name).read_text() for name in ("cells.py", "levels.py"))
+    """The code that turns netlists into figures, and the scripts: part of the keys of what they compute."""
+    return repr(SCRIPTS) + "".join((Path(__file__).parent / name).read_text() for name in ("cells.py", "levels.py"))
 
 
 def netlist(component: Any, family: Family) -> str:
@@ -138,7 +143,7 @@ def _timing(text: str, seed: int) -> Timing | None:
         for name in ("netlist.json", "report.json", "log.txt"):
             (work / name).unlink()
 
-    done = json.loads((cached_build(["nextpnr", versions(), str(seed), *PLACE, text], place) / "timing.json").read_text())
+    done = json.loads((cached_build(["nextpnr", versions(), str(seed), *PLACE, *SCRIPTS["ecp5"], text], place) / "timing.json").read_text())
     return Timing(mhz=done["mhz"], path=tuple(done["path"]))
 
 
