@@ -61,8 +61,9 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
         return result + pipeline + (_ring(op.window.kernel[0], x, fold) if op.window.taps > 1 else Area())
     if isinstance(op, Depthwise):
         bits = _weight_bits(op.weights)
-        macs = Area(lut=fold.lanes_out * (bits * x.bits + out.bits), ff=fold.lanes_out * out.bits)
-        return pipeline + macs + _ring(op.window.kernel[0], x, fold) + memory(fold.lanes_out * bits, op.window.taps * groups_out)
+        macs = Area(lut=fold.lanes_out * (fold.taps * bits * x.bits + out.bits), ff=fold.lanes_out * out.bits)
+        weights = memory(fold.lanes_out * fold.taps * bits, op.window.taps // fold.taps * groups_out)
+        return pipeline + macs + _ring(op.window.kernel[0], x, fold) + weights
     if isinstance(op, Deform):
         bits, wide = _weight_bits(op.weights), x.bits + 2 * op.frac_bits
         bilinear = 3 * op.frac_bits * wide

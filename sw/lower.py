@@ -77,7 +77,7 @@ def _conv(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
     )
 
 
-def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
+def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
     return DepthwiseUnit(
         height=x.height,
         width=x.width,
@@ -87,6 +87,7 @@ def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
         bias=op.bias.tolist(),
         i=i,
         o=o,
+        taps=fold.taps,
     )
 
 
@@ -127,7 +128,7 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
 #: How each operator becomes a unit: (operator, input types, input beats, output beats, fold) -> unit.
 BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold], Unit]] = {
     Conv: lambda op, t, i, o, f: _conv(op, t[0], i, o, f),
-    Depthwise: lambda op, t, i, o, f: _depthwise(op, t[0], i, o),
+    Depthwise: lambda op, t, i, o, f: _depthwise(op, t[0], i, o, f),
     Deform: lambda op, t, i, o, f: _deform(op, t, i, o),
     Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o),
     MaxPool: lambda op, t, i, o, f: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),

@@ -38,7 +38,7 @@ class WindowTaps(wiring.Component):
             raise ValueError(f"fill must be in {i.lowest}..{i.highest}, not {fill!r}")
         self.height, self.width, self.window, self.lanes, self.fill = height, width, window, i, fill
         self.groups = i.beats(channels)
-        self.first, self.gaps = _gaps(height, width, self.groups, window)
+        self.first, self.gaps = step_gaps(height, width, self.groups, window)
         self.rows, self.cols = _kept((height, width), 0, window), _kept((height, width), 1, window)
         self.out = Lanes(lanes=i.lanes * window.taps, bits=i.bits, signed=i.signed)
         super().__init__({"i": In(signature(i)), "o": Out(signature(self.out))})
@@ -137,7 +137,7 @@ def _kept(sizes: tuple[int, int], axis: int, window: Window) -> range:
     return range(seen[0], seen[-1] + 1)
 
 
-def _gaps(height: int, width: int, groups: int, window: Window) -> tuple[int, list[int]]:
+def step_gaps(height: int, width: int, groups: int, window: Window) -> tuple[int, list[int]]:
     """Steps before the first output of a frame, and from one output to the next when its row, pixel or group advances."""
     out_h, out_w = window.out_size(height, width)
     sh, sw = window.stride
@@ -156,7 +156,7 @@ def taps_cycles(height: int, width: int, groups: int, window: Window, cycles: in
     Steps without an output pass meanwhile, so each output takes the greater of ``cycles`` and the steps up to the next.
     """
     out_h, out_w = window.out_size(height, width)
-    _, (row, pixel, group) = _gaps(height, width, groups, window)
+    _, (row, pixel, group) = step_gaps(height, width, groups, window)
     length = (out_h - 1) * row + out_h * ((out_w - 1) * pixel + out_w * (groups - 1) * group) + 1
     last = height * width * groups - length + 1
     counts = ((row, out_h - 1), (pixel, out_h * (out_w - 1)), (group, out_h * out_w * (groups - 1)), (last, 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 
+from hw.lib.taps import taps_cycles
 from hw.params import Multiplier, RomKind
 from sw.errors import CompileError
 from sw.graph import Graph, Node
@@ -15,12 +16,16 @@ from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split,
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights."""
+    """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights.
+
+    ``taps`` of a depthwise convolution's window are multiplied a cycle: 1, a row of them, or all.
+    """
 
     lanes_in: int
     lanes_out: int
     multiplier: Multiplier = "inferred"
     memory: RomKind = "auto"
+    taps: int = 1
 
 
 def beats(channels: int, lanes: int) -> int:
@@ -36,6 +41,9 @@ def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     if isinstance(node.op, Conv):
         vector = node.op.window.taps * beats(x.channels, fold.lanes_in)
         return max(reading, out.pixels * vector * beats(out.channels, fold.lanes_out))
+    if isinstance(node.op, Depthwise) and fold.taps > 1:
+        window = node.op.window
+        return taps_cycles(x.height, x.width, beats(x.channels, fold.lanes_in), window, window.taps // fold.taps)
     if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
         taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool | AveragePool) else node.op.weights.shape[0] ** 2
         return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))
@@ -130,14 +138,18 @@ def _checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -
         raise CompileError(f"{node.name} ({node.op.name}): lanes in and out must be equal, not {fold.lanes_in} and {fold.lanes_out}")
     if isinstance(node.op, Split | Concat) and _common(node, types) % fold.lanes_in:
         raise CompileError(f"{node.name} ({node.op.name}): lanes must divide {_common(node, types)}, not {fold.lanes_in}")
+    if fold.taps != 1 and (not isinstance(node.op, Depthwise) or fold.taps not in (node.op.window.kernel[1], node.op.window.taps)):
+        raise CompileError(f"{node.name} ({node.op.name}): taps must be 1, or a row or all of a depthwise window, not {fold.taps}")
     return fold
 
 
 def read_pins(path: Path) -> dict[str, Fold]:
-    """Pins from a JSON file: {"node": {"lanes_in": 4, "lanes_out": 8}}."""
+    """Pins from a JSON file: {"node": {"lanes_in": 4, "lanes_out": 8}}; a depthwise node may have "taps", too."""
     try:
         table = json.loads(path.read_text())
-        return {str(k): Fold(lanes_in=int(v["lanes_in"]), lanes_out=int(v["lanes_out"])) for k, v in table.items()}
+        return {
+            str(k): Fold(lanes_in=int(v["lanes_in"]), lanes_out=int(v["lanes_out"]), taps=int(v.get("taps", 1))) for k, v in table.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CompileError(f'{path}: not a folding file ({error}); wanted: {{"node": {{"lanes_in": 4, "lanes_out": 8}}}}') from None
 

@@ -129,6 +129,8 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
         return timing.reduce(arrivals[0], FRAMES, per_pixel)
     if isinstance(op, Image):
         return timing.pad(arrivals[0], FRAMES, (x.height, x.width, per_pixel), op.pad)
+    if isinstance(op, Depthwise) and fold.taps > 1:
+        return timing.all_taps(arrivals[0], FRAMES, (x.height, x.width, per_pixel), op.window, op.window.taps // fold.taps)
     if isinstance(op, Upsample):
         return timing.upsample(arrivals[0], FRAMES, x.height, x.width * per_pixel, x.width, op.factor)
     if isinstance(op, Conv) and op.window.taps == 1 and op.window.stride == (1, 1):

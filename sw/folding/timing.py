@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hw.lib.taps import step_gaps
 from hw.params import Window
 
 from .fold import beats
@@ -82,6 +83,25 @@ def concat(arrivals: tuple[Times, ...], sizes: tuple[int, ...], lanes: int, inte
     bounds = np.cumsum([0, *(s // lanes for s in sizes)])
     rows = done.reshape(-1, bounds[-1])
     return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in itertools.pairwise(bounds)), writes=(done + LATENCY,))
+
+
+def all_taps(arrivals: Times, frames: int, shape: tuple[int, int, int], window: Window, cost: int) -> Timing:
+    """A window whose taps come together, ``shape`` (rows, columns, beats a pixel); every output takes ``cost`` cycles.
+
+    Outputs leave with steps, one a beat of input (hw.lib.taps.WindowTaps); the last of a frame with those of the next.
+    """
+    height, width, groups = shape
+    first, (row, pixel, group) = step_gaps(height, width, groups, window)
+    out_h, out_w = window.out_size(height, width)
+    moves = np.full((frames, out_h, out_w, groups), group, np.int64)
+    moves[..., 0], moves[:, :, 0, 0] = pixel, row
+    moves[:, 0, 0, 0] = first
+    steps = (moves.reshape(frames, -1).cumsum(axis=1) + np.arange(frames)[:, None] * height * width * groups).ravel()
+    tail = np.arange(max(steps[-1] + 1 - len(arrivals), 0)) + arrivals[-1] + 1
+    done = serve(np.concatenate([arrivals, tail])[steps], cost)
+    before = np.searchsorted(steps, np.arange(len(arrivals)), side="right") - 1  # the output that a beat waits for
+    reads = np.where(before >= 0, np.maximum(arrivals, done[before] - cost), arrivals)
+    return Timing(reads=(reads,), writes=(done + LATENCY,))
 
 
 def reduce(arrivals: Times, frames: int, per_pixel: int) -> Timing:

@@ -1,7 +1,9 @@
 # amaranth: UnusedElaboratable=no
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,14 @@ import pytest
 
 from hw.params import Lanes, Window
 from hw.units.depthwise import DepthwiseUnit
+from sim.accelerator import VerilatorAccelerator
 from sim.run import Case
+from sw.compiler import compile, load_design, load_graph
+from sw.errors import CompileError
 from sw.ops.base import Array, TensorType
 from sw.ops.depthwise import Depthwise
+from sw.testing import QonnxWriter
+from sw.verify import verify
 
 SAME = Window(kernel=(3, 3), pad=(1, 1, 1, 1))
 
@@ -85,6 +92,31 @@ def test_several_taps_a_cycle(check_units: Callable[..., None]) -> None:
         case(10, 9, 1, square(9, stride=2), lanes=1, taps=9),
         case(6, 6, 2, Window(kernel=(2, 3), pad=(0, 1, 0, 1)), lanes=2, taps=6),
     ])  # fmt: skip
+
+
+@pytest.mark.rtl
+def test_taps_can_be_pinned_in_a_network(tmp_path: Path) -> None:
+    """A branch with all taps at once, then a row of them, beside a short one: the FIFO at the join holds what they delay."""
+    w = QonnxWriter(8, 8)
+    x = w.conv(w.image, "x", 4)
+    deep = w.conv(x, "deep", 4, kernel=3, stride=2, depthwise=True, relu=False, out_scale=w.scales[x])
+    row = w.conv(deep, "row", 4, kernel=3, depthwise=True, relu=False, out_scale=w.scales[x])
+    short = w.conv(x, "short", 4, stride=2, relu=False, out_scale=w.scales[x])
+    w.channels[w.node("Add", [short, row], "sum")] = 4
+    model = w.save(tmp_path / "m.onnx", [w.quant("sum", "out", w.scales[x] * 2, bits=8, signed=True)])
+    names = {n.op.name + n.outputs[0]: n.name for n in load_graph(model).nodes if n.op.name == "depthwise"}
+    (deep_name, row_name) = names.values()
+    pins = {deep_name: {"lanes_in": 2, "lanes_out": 2, "taps": 9}, row_name: {"lanes_in": 4, "lanes_out": 4, "taps": 3}}
+    (tmp_path / "folding.json").write_text(json.dumps(pins))
+    compile(model, tmp_path / "compiled", folding=tmp_path / "folding.json", target_cycles=1000)
+    accelerator = VerilatorAccelerator(tmp_path / "compiled")
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3))
+    assert verify(accelerator.graph, images, None, accelerator).record()["mismatches"] == 0
+    result = accelerator.run(images)
+    assert result.interval == load_design(tmp_path / "compiled")["interval_cycles"]
+    with pytest.raises(CompileError, match="taps must be 1, or a row or all"):
+        (tmp_path / "folding.json").write_text(json.dumps({deep_name: {"lanes_in": 2, "lanes_out": 2, "taps": 2}}))
+        compile(model, tmp_path / "other", folding=tmp_path / "folding.json")
 
 
 def test_all_taps_at_once_takes_a_beat_a_cycle() -> None:

@@ -1,20 +1,20 @@
 # amaranth: UnusedElaboratable=no
 """Every unit over parameters drawn at random: golden equality with stalls and at full rate, throughput and latency.
 
-Hypothesis draws (derandomized: the same cases in every run); one Verilator build carries them all, the smallest of each unit also run in
+Hypothesis draws from fixed seeds, the same cases in every run; one Verilator build carries them all, the smallest of each unit also run in
 the Amaranth simulator. A few of each in `make test`, many under the slow mark, where what must be covered is asserted. Either
 run writes the table of what was covered to build/coverage/units.md.
 """
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from hw.lib.fifo import Fifo
@@ -41,6 +41,7 @@ WANTED: dict[str, set[Any]] = {
 EXCEPT: dict[tuple[str, str], set[Any]] = {
     ("requant", "signed"): {False}, ("split", "whole beats"): {False}, ("concat", "whole beats"): {False},
     ("decode", "whole beats"): {False}, ("deform", "kernel"): {7, 9},
+    ("split", "groups"): {"1"}, ("concat", "groups"): {"4 or more"}, ("image", "groups"): {"4 or more"},
 }  # fmt: skip
 
 
@@ -53,7 +54,18 @@ class Drawn:
     parameters: dict[str, Any]
 
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+class Draw:
+    """Draws of one case; ``turn`` counts the cases of a unit, so that what must be covered can take turns."""
+
+    def __init__(self, data: Any, turn: int) -> None:
+        self.data, self.turn = data, turn
+
+    def __call__(self, strategy: st.SearchStrategy[Any]) -> Any:
+        return self.data.draw(strategy)
+
+    def pick(self, options: Sequence[Any], every: int = 1) -> Any:
+        """The next of ``options``, each for ``every`` turns."""
+        return options[self.turn // every % len(options)]
 
 
 def kind(draw: Draw, *, height: int | None = None, width: int | None = None, channels: int | None = None, bits: int = 8) -> TensorType:
@@ -74,14 +86,12 @@ def frames(draw: Draw, *types: TensorType) -> tuple[Array, ...]:
     return tuple(maps)
 
 
-def window(draw: Draw, kernels: tuple[int, ...] = (3, 5, 7, 9), *, pads: bool = True) -> Window:
+def window(draw: Draw, kernels: tuple[int, ...] = (3, 5, 7, 9)) -> Window:
     """A square window, or now and then one of two sizes; padded to keep the size, or at random."""
-    kernel = draw(st.sampled_from([(k, k) for k in kernels] * 2 + [(2, 3), (3, 1)]))
+    kernel = draw.pick([*((k, k) for k in kernels), (2, 3), (3, 1)])
     stride = draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))
     dilation = draw(st.sampled_from([(1, 1), (2, 2)])) if max(kernel) < 7 else (1, 1)
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    if not pads:
-        return Window(kernel=kernel, stride=stride, dilation=dilation)
     same = (reach[0] // 2, reach[1] // 2, (reach[0] + 1) // 2, (reach[1] + 1) // 2)
     pad = draw(st.one_of(st.just(same), st.tuples(*(st.integers(0, reach[k % 2] // 2) for k in range(4)))))
     return Window(kernel=kernel, stride=stride, dilation=dilation, pad=pad)
@@ -148,7 +158,7 @@ def conv(draw: Draw) -> Drawn:
     x, outputs = fitting(draw, w), draw(st.integers(1, 6))
     op = ops.Conv(weights=weights(draw, outputs, *w.kernel, x.channels), bias=bias(draw, outputs), window=w)
     simd, pe = draw(st.integers(1, x.channels)), draw(st.integers(1, outputs))
-    kinds = draw(st.sampled_from(get_args(Multiplier))), draw(st.sampled_from(get_args(RomKind)))
+    kinds = draw.pick(get_args(Multiplier)), draw.pick(get_args(RomKind), 2)
     found = drawn(draw, op, (x,), simd, pe, multiplier=kinds[0], memory=kinds[1], stride=w.stride[0], pe="1" if pe == 1 else "more")
     return replace(found, parameters=found.parameters | dict(zip(("multiplier", "memory"), kinds, strict=True)))
 
@@ -158,7 +168,7 @@ def depthwise(draw: Draw) -> Drawn:
     x = fitting(draw, w)
     op = ops.Depthwise(weights=weights(draw, *w.kernel, x.channels), bias=bias(draw, x.channels), window=w)
     (out,) = op.infer(x)
-    count, (name, taps) = draw(st.integers(1, x.channels)), draw(st.sampled_from([("1", 1), ("K", w.kernel[1]), ("K·K", w.taps)]))
+    count, (name, taps) = draw(st.integers(1, x.channels)), draw.pick([("1", 1), ("K", w.kernel[1]), ("K·K", w.taps)], 6)
     arguments: dict[str, Any] = {
         "height": x.height, "width": x.width, "channels": x.channels, "window": w, "weights": op.weights.tolist(),
         "bias": op.bias.tolist(), "i": lanes(x, count), "o": lanes(out, count),
@@ -174,7 +184,7 @@ def depthwise(draw: Draw) -> Drawn:
 
 
 def deform(draw: Draw) -> Drawn:
-    x, frac_bits, free = kind(draw), draw(st.integers(0, 4)), draw(st.booleans())
+    x, frac_bits, free = kind(draw), draw.pick(range(5)), draw.pick([False, True], 5)
     size = draw(st.sampled_from([3, 3, 5]))
     low, high = (n << frac_bits for n in (-draw(st.integers(0, 4)), draw(st.integers(0, 4))))
     base = None if free else draw(st.sampled_from([None, 0]))
@@ -200,7 +210,7 @@ def requant(draw: Draw) -> Drawn:
 def pool(draw: Draw) -> Drawn:
     w = window(draw)
     x = fitting(draw, w)
-    op: Op = draw(st.sampled_from([ops.MaxPool(window=w), ops.AveragePool(window=w)]))
+    op: Op = draw.pick([ops.MaxPool(window=w), ops.AveragePool(window=w)], 6)
     count = draw(st.integers(1, x.channels))
     latency = first_window(x, w, -(-x.channels // count)) + 4
     return drawn(draw, op, (x,), count, latency=latency, **of(w))
@@ -241,7 +251,7 @@ def shuffle(draw: Draw) -> Drawn:
 def arithmetic(draw: Draw) -> Drawn:
     a = kind(draw)
     count = draw(st.integers(1, a.channels))
-    if draw(st.booleans()):
+    if draw.pick([True, False]):
         return drawn(draw, ops.Add(), (a, a), count, latency=1)
     b = kind(draw, height=a.height, width=a.width, channels=a.channels)
     return drawn(draw, ops.Multiply(), (a, b), count, latency=3)
@@ -254,9 +264,9 @@ def table(draw: Draw) -> Drawn:
 
 
 def image(draw: Draw) -> Drawn:
-    order, pad = draw(st.sampled_from(["rgb", "bgr"])), draw(st.tuples(*[st.integers(0, 3)] * 4))
+    order, pad = draw.pick(["rgb", "bgr"], 3), draw(st.tuples(*[st.integers(0, 3)] * 4))
     x = kind(draw, channels=3)
-    count = 3 if order == "bgr" else draw(st.integers(1, 3))
+    count = 3 if order == "bgr" else draw.pick([3, 1, 2])
     return drawn(draw, ops.Image(order=order, pad=pad), (x,), count, order=order, padded=any(pad))
 
 
@@ -287,7 +297,7 @@ class Moves:
 
 def part(draw: Draw) -> Drawn:
     """FIFO, fork, join, gearbox."""
-    which, x = draw(st.sampled_from(["fifo", "fork", "join", "regroup"])), kind(draw, height=3)
+    which, x = draw.pick(["fifo", "fork", "join", "regroup"]), kind(draw, height=3)
     word = lanes(x, x.channels)
     n = draw(st.integers(1, 4))
     outputs, inputs, latency, parameters = 1, 1, 0, {"signed": x.signed}
@@ -315,19 +325,21 @@ UNITS: tuple[Callable[[Draw], Drawn], ...] = (
 
 
 def some(make: Callable[[Draw], Drawn], count: int) -> list[Drawn]:
-    """``count`` cases of one unit, the same in every run."""
+    """``count`` cases of one unit, the same in every run; the first is the simplest that there is."""
+    return [_one(make, turn) for turn in range(count)]
+
+
+def _one(make: Callable[[Draw], Drawn], turn: int) -> Drawn:
     found: list[Drawn] = []
 
-    @settings(
-        max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    @seed(turn)
+    @settings(max_examples=2, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(st.data())
     def collect(data: Any) -> None:
-        found.append(make(data.draw))
+        found.append(make(Draw(data, turn)))
 
-    collect()
-    return found[:count]
+    collect()  # Hypothesis begins with the simplest example
+    return found[-1 if turn else 0]
 
 
 def examples(count: int, more: dict[str, int]) -> Iterator[Drawn]:
