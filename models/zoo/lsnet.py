@@ -15,8 +15,8 @@ Blocks: even ones RepVGG depthwise (3 × 3 + 1 × 1 + identity) and squeeze-exci
 learned bias per (|dy|, |dx|); then FFN, C -> 2C -> C. Three strided convolutions before, depthwise-pointwise steps between stages.
 
 How far this reference goes. Operators, blocks, the three variants and the fusion of batch norms are the authors'. SKA is a sum of nine
-shifted products here, not a Triton kernel. The attention's bias fixes the map size of the last stage (``size``). Names are ours:
-published checkpoints need a key map, which is not here.
+shifted products here, not a Triton kernel. The attention's bias fixes the map size of the last stage (``size``). Names are ours;
+``key_map`` gives the authors' names, which ``load_published`` reads, but no published checkpoint was at hand to try it.
 
 On hardware. Stem (through shifts), FFN, RepVGG, steps between stages and LKP up to its norm map as they are. SKA: nine one-hot depthwise
 shifts times weight maps, eight adds. After a change: group norm over the map -> a calibrated affine, squeeze-excitation's sigmoid -> a
@@ -24,10 +24,10 @@ table, last-stage attention -> LSConv (``attention=False``), with retraining. So
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -236,6 +236,45 @@ def fuse_(model: nn.Module) -> nn.Module:
         else:
             fuse_(child)
     return model.eval()
+
+
+def _published(module: nn.Module, part: str) -> str:
+    """The authors' name for one step of a key, from ``module`` to its part."""
+    if isinstance(module, ConvBN):
+        return ("c", "bn")[int(part)]
+    if isinstance(module, Head):
+        return ("bn", "l")[int(part)]
+    if isinstance(module, Attention):
+        return {"bias": "attention_biases", "proj": "proj.1"}.get(part, part)
+    child = getattr(module, part)
+    places = ((RepVGGDW | LSConv, "mixer"), (Attention, "mixer.m"), (SqueezeExcite, "se"), (FFN, "ffn.m"))
+    return next((name for kind, name in places if isinstance(child, kind)), part)
+
+
+def key_map(model: LSNet) -> dict[str, str]:
+    """Names in the authors' state dict -> names here, for every entry (unfused). Their ``attention_bias_idxs`` has no counterpart."""
+    tops = {"stem": "patch_embed", "heads.0": "head", "heads.1": "head_dist"} | {f"stages.{i}": f"blocks{i + 1}" for i in range(9)}
+    found = {}
+    for key in model.state_dict():
+        module: Any = model
+        names: list[str] = []
+        for part in key.split("."):
+            names.append(_published(module, part))
+            module = getattr(module, part)
+        theirs = ".".join(names)
+        top = next(t for t in tops if theirs.startswith(f"{t}."))
+        found[tops[top] + theirs[len(top) :]] = key
+    return found
+
+
+def load_published(model: LSNet, state: Mapping[str, Tensor]) -> None:
+    """Load the authors' state dict, strictly but for their index buffers."""
+    names = key_map(model)
+    kept = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
+    unknown = sorted(kept.keys() - names.keys())
+    if unknown:
+        raise ValueError(f"state must hold the authors' names, not {unknown[0]!r}")
+    model.load_state_dict({names[key]: value for key, value in kept.items()})
 
 
 def bench() -> BenchCase:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.zoo.counting import macs, parameters
 from models.zoo.demos import lsnet as demonstration
 from models.zoo.layers import ConvBN
-from models.zoo.lsnet import LKP, SYSTEM, Attention, LSConv, LSNet, RepVGGDW, SqueezeExcite, fuse_, ska
+from models.zoo.lsnet import LKP, SYSTEM, Attention, LSConv, LSNet, RepVGGDW, SqueezeExcite, fuse_, key_map, load_published, ska
 
 Model = TypeVar("Model", bound=nn.Module)
 FIGURES = [
@@ -172,6 +172,24 @@ def test_network_modes_batch_and_state() -> None:
     pair = small(distilled=True)
     both = pair.train()(x)
     assert isinstance(both, tuple) and len(both) == 2 and pair.eval()(x).shape == (3, 3)
+
+
+def test_published_names() -> None:
+    """A state dict with the authors' names loads; their index buffers are dropped, other names refused."""
+    model, x = shaken(small(distilled=True)).eval(), torch.randn(1, 3, 64, 64)
+    names = key_map(model)
+    assert set(names.values()) == set(model.state_dict()) and len(names) == len(model.state_dict())
+    assert {
+        "patch_embed.4.bn.running_var", "blocks1.0.mixer.conv1.c.weight", "blocks1.0.se.fc2.bias", "blocks2.0.c.weight",
+        "blocks2.3.mixer.lkp.cv4.bias", "blocks3.3.mixer.bn.weight", "blocks3.3.ffn.m.pw2.bn.bias", "blocks4.3.mixer.m.attention_biases",
+        "blocks4.3.mixer.m.proj.1.c.weight", "head.l.weight", "head_dist.bn.num_batches_tracked",
+    } <= set(names)  # fmt: skip
+    state = {theirs: model.state_dict()[ours] for theirs, ours in names.items()}
+    other = small(distilled=True).eval()
+    load_published(other, state | {"blocks4.3.mixer.m.attention_bias_idxs": torch.zeros(4, 4)})
+    assert torch.equal(other(x), model(x))
+    with pytest.raises(ValueError, match="state must hold"):
+        load_published(other, state | {"stem.0.weight": torch.zeros(1)})
 
 
 def test_baseline_of_the_demonstration_is_no_smaller() -> None:
