@@ -308,6 +308,9 @@ SYSTEM = System(
         "dcls1d": dcls1d,
         "dcls2d": dcls2d,
         "dcls3d": dcls3d,
+        "dcls2_1d": dcls2_1d,
+        "dcls3_1d": dcls3_1d,
+        "dcls2d_k1d": dcls2d_k1d,
     },
     checked=(
         "parameters and MACs of ConvNeXt-T/S/B-dcls",

@@ -19,8 +19,9 @@ At zero logits all factors are 1 and FDConv is the convolution by W.
 How far this reference goes. Operator and ResNet-50 (all 1 × 1 and 3 × 3 convolutions of its bottlenecks, n = 64) are the authors'. Ours:
 the band masks are exact at every size (the program resizes masks of 64 × 64), parameter ratio and reduction are 1, all heads
 start near zero logits, kernel attention is the default sigmoid (no tanh, no softmax), and channels for which FDConv is inactive
-(min(I, O) <= 16 or another k) are refused instead of passed on to a plain convolution. Names are ours; no key map for published
-checkpoints. In training a batch needs two samples, as its BN does.
+(min(I, O) <= 16 or another k) are refused instead of passed on to a plain convolution. Names are ours; ``key_map`` gives those of the
+authors' operator in MMDetection's ResNet, but no published checkpoint was at hand to try it, and where frequencies tie at the border of
+two groups their order may be another there. In training a batch needs two samples, as its BN does.
 
 On hardware. Kernels per sample do not map. With attention frozen (``frozen``), one static convolution: pointwise, or shifts and pointwise
 for 3 × 3. The FFT of FBM does not map; a pyramid of depthwise low-passes with a table for the gate would be another operator.
@@ -242,6 +243,31 @@ class FDResNet(ResNet):
             return plain_conv(inputs, outputs, kernel, stride)
 
         super().__init__(depths, conv=conv, dim=dim)
+
+
+RENAMED = {
+    "fdw.dft": "dft_weight", "local": "KSM_Local", "fbm.gates": "FBM.freq_weight_conv_list", "modulation": "KSM_Global",
+    **{f"modulation.{name}": f"KSM_Global.{name}_fc" for name in ("channel", "filter", "spatial", "kernel")},
+}  # fmt: skip
+
+
+def key_map(model: nn.Module, depths: Sequence[int] = (3, 4, 6, 3)) -> dict[str, str]:
+    """Names in the authors' state dict -> names here, for an `FDConv` or an `FDResNet` of ``depths``."""
+    places = {"stem.0": "conv1", "stem.1": "bn1"}
+    for stage, depth in enumerate(depths):
+        for k in range(depth):
+            ours, theirs = f"blocks.{sum(depths[:stage]) + k}", f"layer{stage + 1}.{k}"
+            places[f"{ours}.skip"] = f"{theirs}.downsample"
+            for index, name in enumerate(("conv1", "bn1", "", "conv2", "bn2", "", "conv3", "bn3")):
+                places[f"{ours}.body.{index}"] = f"{theirs}.{name}"
+
+    def theirs_of(key: str) -> str:
+        place = next((p for p in places if key.startswith(f"{p}.")), "")
+        inner = key[len(place) + 1 :] if place else key
+        part = max((p for p in RENAMED if inner == p or inner.startswith(f"{p}.")), key=len, default="")
+        return ".".join(filter(None, (places.get(place, ""), RENAMED.get(part, "") + inner[len(part) :])))
+
+    return {theirs_of(key): key for key in model.state_dict()}
 
 
 def bench() -> BenchCase:

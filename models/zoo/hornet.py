@@ -17,8 +17,9 @@ irfft2(rfft2(x) * K) with a learned complex K (c/2, h, w/2 + 1); the halves inte
 Block: x + gamma_1 g^nConv(LN x), then x + gamma_2 MLP(LN x), C -> 4C -> C with GELU.
 
 How far this reference goes. Operator, block, stem, head and all eight ImageNet variants (and the two of 384 pixels) are the paper's;
-the -L models here have 1000 classes. Layers are named so that the key map of a state dict is meant to be the identity; no published
-checkpoint was at hand to try it. K is resized bilinearly to maps of another size, as published; only C that n divides is taken.
+the -L models here have 1000 classes (the published 209 M to 216 M are those of a head of 10,450 classes, ImageNet-22k). Layers are named
+so that the key map of a state dict is meant to be the identity; no published checkpoint was at hand to try it. K is resized bilinearly
+to maps of another size, as published; only C that n divides is taken.
 
 On hardware. With the 7 × 7 filter, pointwise, depthwise, split and multiply map as they are, with a requantization after each product
 (the range grows with the order). LayerNorm becomes batch norm and GELU a table, with retraining. The global-local filter does not map:

@@ -12,8 +12,8 @@ Equations, output map (h, w), k x k taps, stride s, C channels:
 How far: the operator, its stored form, MobileNetV2 and ShuffleNetV2 with either depthwise layer, and the AM-softmax loss of the face
 experiments. Our readings: the bias maps' generator reads the same affinity maps as the kernels'; the batch norm in front of the embedding
 stands before the pool (only so do the published MACs come out, which count two operations for every element of a batch norm);
-ShuffleNetV2 keeps its max pool behind a stem of stride 1. Not here: the DeepLabV3+ head for disc and cup. The authors' fast form steps
-rows by w instead of s*w and is wrong at stride 2.
+ShuffleNetV2 keeps its max pool behind a stem of stride 1. Names are ours, without a key map. Not here: the
+DeepLabV3+ head for disc and cup. The authors' fast form steps rows by w instead of s*w and is wrong at stride 2.
 
 On hardware: stored maps are k² one-hot depthwise shifts, each times a constant map, and additions; every other layer is depthwise,
 pointwise or ReLU6. The maps take 9*C*h*w int8 values (4 MB for x0.1 at 96 x 96, 15 MB for x1.0), so they stream from memory. The

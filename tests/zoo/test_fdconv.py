@@ -17,6 +17,7 @@ from models.zoo.fdconv import (
     GlobalModulation,
     LocalModulation,
     StarReLU,
+    key_map,
 )
 
 
@@ -160,6 +161,25 @@ def test_network_modes_batch_and_state() -> None:
     torch.testing.assert_close(other(x), y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(x).isfinite().all()
+
+
+def test_published_names() -> None:
+    """Unique, complete, and no name of ours is left."""
+    assert set(key_map(FDConv(18, 20, groups=4, bias=True))) == {
+        "dft_weight", "bias", "KSM_Global.fc.weight", "KSM_Global.relu.scale", "KSM_Global.relu.bias",
+        *(f"KSM_Global.bn.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+        *(f"KSM_Global.{head}_fc.{k}" for head in ("channel", "filter", "spatial", "kernel") for k in ("weight", "bias")),
+        "KSM_Local.norm.weight", "KSM_Local.norm.bias", "KSM_Local.conv.weight",
+        *(f"FBM.freq_weight_conv_list.{i}.{k}" for i in range(3) for k in ("weight", "bias")),
+    }  # fmt: skip
+    with torch.device("meta"):
+        model = FDResNet()
+    names = key_map(model)
+    assert set(names.values()) == set(model.state_dict()) and len(names) == len(model.state_dict())
+    assert {
+        "conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight", "layer1.0.conv1.dft_weight", "layer2.3.bn2.weight",
+        "layer3.5.conv2.FBM.freq_weight_conv_list.2.bias", "layer4.2.conv3.KSM_Global.kernel_fc.bias", "layer4.0.downsample.1.bias",
+    } <= set(names)  # fmt: skip
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

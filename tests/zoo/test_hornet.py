@@ -46,6 +46,14 @@ def test_published_figures(variant: str, count: int, giga: float) -> None:
     assert counted == pytest.approx(giga, abs=1e-3 * giga if "gf" in variant else 5.1e-4)
 
 
+def test_published_size_of_the_large_models() -> None:
+    """209 M, 211 M and 216 M are those of a head of 10,450 classes."""
+    with torch.device("meta"):
+        counts = [parameters(SYSTEM.variants[f"hornet_large_{name}"](classes=10_450)) for name in ("7x7", "gf", "gf_384")]
+    assert [round(n / 1e6) for n in counts] == [209, 211, 216]
+    assert counts[0] == 194_542_504 + 9_450 * 1_537
+
+
 @pytest.mark.parametrize("n", range(1, 6))
 def test_closed_form_and_bound(n: int) -> None:
     c = 64
