@@ -20,6 +20,7 @@ from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
 from models.ops.wiring import Add
 from models.quantizers import (
     Image8,
+    PowerOfTwo,
     QuantConv,
     QuantDeform,
     Signed16,
@@ -148,6 +149,49 @@ def calibrate(model: Codenet, batches: Iterable[Tensor]) -> None:
     for quantizer in quantizers:
         quantizer.calibrate()
     settle_heads(model)
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, PowerOfTwo]:
+    """Every quantizer of activations once, by the first path of the place it serves; image and offsets included."""
+    found: dict[int, tuple[str, PowerOfTwo]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (qnn.QuantReLU, qnn.QuantIdentity, qnn.QuantHardTanh)):
+            found.setdefault(id(quantizer_of(module)), (path, quantizer_of(module)))
+    return dict(found.values())
+
+
+class FreeRanges:
+    """Activation scales that are learned as any positive numbers, until ``snap`` makes each the nearest power of two.
+
+    The image's, the offsets' and the heads' stay fixed: the contract sets them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+        free = {p: q for p, q in activation_quantizers(model).items() if p != "input" and kinds[p] != "QuantHardTanh" and q.bits <= 8}
+        self.quantizers = list(free.values())
+        self.log2 = [nn.Parameter(torch.tensor([-float(q.exponent)])) for q in self.quantizers]
+        for quantizer, learned in zip(self.quantizers, self.log2, strict=True):
+            quantizer.free = [learned]
+
+    @torch.no_grad()
+    def snap(self) -> None:
+        """Fix every scale; it is learned no more."""
+        for quantizer in self.quantizers:
+            if quantizer.free:
+                quantizer.exponent.fill_(-round(float(quantizer.free[0])))
+                quantizer.free = []
+
+
+def snapped(model: Codenet) -> Codenet:
+    """A copy in eval mode in which free ranges are powers of two and the heads' scales fit: what would be exported now."""
+    model = copy.deepcopy(model).eval()
+    for quantizer in activation_quantizers(model).values():
+        if quantizer.free:
+            quantizer.exponent.fill_(-round(float(quantizer.free[0].detach())))
+            quantizer.free = []
+    settle_heads(model)
+    return model
 
 
 @torch.no_grad()

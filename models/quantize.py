@@ -20,7 +20,7 @@ from models.epochs import History, Watch, best_epoch, run_epochs, write_json
 from models.export import export_qonnx
 from models.frozen import FrozenNetwork, freeze
 from models.losses import WH_WEIGHT, detection_loss
-from models.qat import Bits, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, unpack
+from models.qat import Bits, FreeRanges, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, snapped, unpack
 from models.schedules import cosine_lr
 from models.score import score, torch_network
 from models.train import evaluate_float, validation_folder
@@ -41,7 +41,8 @@ class QuantizeOptions:
     epochs: of quantization-aware training; 0: post-training quantization, calibration only. batch, lr (highest): of that training.
     teaching: weight of the float network's maps beside the data's loss.
     weights, activations: bit widths by module path (``Bits``), 2 to 8. norms: images from which batch norm's statistics are estimated
-    anew before they are folded (0: as training left them).
+    anew before they are folded (0: as training left them). free_ranges: share of the training in which activation scales are learned as
+    any numbers; they are snapped to powers of two last, and the rest of the training recovers (0: powers of two from calibration on).
     flip, augmentation, box_area, split, evaluate_split, evaluate_every, keep, patience, seed: as in training.
     """
 
@@ -52,6 +53,7 @@ class QuantizeOptions:
     weights: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().weights)
     activations: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().activations)
     norms: int = 0
+    free_ranges: float = 0.0
     flip: bool = True
     augmentation: float = 1.0
     box_area: float = 0.0
@@ -71,6 +73,8 @@ class QuantizeOptions:
         for name in ("batch", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
+        if not 0 <= self.free_ranges < 1:
+            raise ValueError(f"free_ranges must be at least 0 and less than 1, not {self.free_ranges!r}")
         Bits(weights=self.weights, activations=self.activations)
 
     @property
@@ -97,15 +101,21 @@ def distillation_loss(maps: tuple[Tensor, ...], taught: tuple[Tensor, ...]) -> T
 class QuantTrainer:
     """State of one quantization-aware training; ``save`` and ``resume`` carry it across an interruption."""
 
-    def __init__(self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float) -> None:
+    def __init__(self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float, free_ranges: float = 0.0) -> None:
         self.model, self.teacher = model, teacher
+        self.ranges = FreeRanges(model) if free_ranges else None
+        self.snap_at = round(free_ranges * steps)
         scales = [p for name, p in model.named_parameters() if name.endswith(".log2")]
         others = [p for name, p in model.named_parameters() if not name.endswith(".log2")]
+        if self.ranges is not None:
+            scales += self.ranges.log2
         self.optimizer = torch.optim.Adam([{"params": others, "times": 1.0}, {"params": scales, "times": SCALE_LR}], lr=lr)
         self.steps, self.lr, self.teaching, self.step, self.epochs_done = steps, lr, teaching, 0, 0
         self.history: History = []
 
     def train_on(self, batch: Batch) -> dict[str, float]:
+        if self.ranges is not None and self.step == self.snap_at:
+            self.ranges.snap()
         rate = cosine_lr(self.step, self.steps, self.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["times"]
@@ -127,7 +137,8 @@ class QuantTrainer:
         return {name: value.item() for name, value in losses.items()} | {"lr": rate}
 
     def save(self, path: Path, key: str) -> None:
-        content = {"key": key, "model": pack(self.model), "optimizer": self.optimizer.state_dict()}
+        content: dict[str, Any] = {"key": key, "model": pack(self.model), "optimizer": self.optimizer.state_dict()}
+        content["ranges"] = [p.detach() for p in self.ranges.log2] if self.ranges is not None else []
         checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done, "history": json.dumps(self.history)})
 
     def resume(self, path: Path, key: str) -> None:
@@ -136,6 +147,11 @@ class QuantTrainer:
         if content.get("key") == key:
             self.model.load_state_dict(content["model"]["state"])
             self.optimizer.load_state_dict(content["optimizer"])
+            for own, saved in zip(self.ranges.log2 if self.ranges is not None else [], content["ranges"], strict=True):
+                own.data.copy_(saved)
+            if self.ranges is not None and content["step"] > self.snap_at:  # snapped before: the exponents are in the model's state
+                for quantizer in self.ranges.quantizers:
+                    quantizer.free = []
             self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
 
 
@@ -188,7 +204,9 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     calibrate(model, calibration_batches(folder, config.size))
     for network in (model, teacher):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = QuantTrainer(model, teacher, steps=max(1, chosen.epochs * len(batches)), lr=chosen.lr, teaching=chosen.teaching)
+    steps = max(1, chosen.epochs * len(batches))
+    free = chosen.free_ranges if chosen.epochs else 0.0
+    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, teaching=chosen.teaching, free_ranges=free)
     weights = sum(float(value.double().sum()) for value in teacher.state_dict().values())  # another float.pt is another run
     key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
@@ -196,8 +214,7 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     watch = _watch(model, data, chosen, run / "quantize.best") if chosen.epochs else None
     run_epochs(trainer, batches, chosen.epochs, run / "quantize.ckpt", key, title="quantize", progress=progress, watch=watch)
     best = best_epoch(trainer.history) if chosen.keep == "best" else None
-    if best is not None:
-        model = load_quantized(run / "quantize.best")
+    model = snapped(model) if best is None else load_quantized(run / "quantize.best")
     write_products(run, model)
     result: dict[str, Any] = {"settings": settings, "history": trainer.history, "epoch": best or trainer.epochs_done}
     if chosen.evaluate_split is not None:
@@ -212,14 +229,9 @@ def _watch(model: Codenet, data: Path, options: QuantizeOptions, best: Path) -> 
     if folder is None:
         return None
 
-    def settled() -> Codenet:
-        model.eval()
-        settle_heads(model)
-        return model
-
     return Watch(
-        score=lambda: float(score(torch_network(settled()), folder, model.config.size)["ap50"]),
-        keep=lambda: checkpoint.save(best, pack(settled())),
+        score=lambda: float(score(torch_network(snapped(model)), folder, model.config.size)["ap50"]),
+        keep=lambda: checkpoint.save(best, pack(snapped(model))),
         every=options.validation_every,
         patience=options.patience,
     )

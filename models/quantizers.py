@@ -70,6 +70,8 @@ class PowerOfTwo(nn.Module):
     """Fake quantization to ``bits`` with scale 2^-exponent, half to even: x to (value, scale, zero point, bit width), Brevitas' order.
 
     ``low`` and ``high`` narrow the integers' range. While ``observed`` is a list, values pass unchanged and a sample of them is kept in it.
+    While ``free`` holds a parameter, the scale is 2 to that, learned and no power of two (``models.qat.FreeRanges``). With ``bypass``
+    nothing is rounded; ``clamps`` says that the range is part of the network all the same (an offset's).
     """
 
     exponent: Tensor
@@ -81,16 +83,23 @@ class PowerOfTwo(nn.Module):
         self.bits, self.signed = bit_width, signed
         self.register_buffer("exponent", torch.tensor(start_exponent))
         self.observed: list[Tensor] | None = None
+        self.free: list[nn.Parameter] = []
+        self.bypass = self.clamps = False
 
     @property
     def scale(self) -> float:
-        return float(2.0 ** -int(self.exponent))
+        return float(self.free[0].detach().exp2()) if self.free else float(2.0 ** -int(self.exponent))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.observed is not None:
             flat = x.detach().flatten()
             self.observed += [flat[:: max(1, len(flat) // 8192)], flat.aminmax().min.view(1), flat.aminmax().max.view(1)]
             y = x
+        elif self.bypass:
+            y = x.clamp(self.low * self.scale, self.high * self.scale) if self.clamps else x
+        elif self.free:
+            share = (x.numel() * self.high) ** -0.5  # LSQ's weight of the scale's gradient (Esser et al., arXiv 1902.08153)
+            y = torch._fake_quantize_learnable_per_tensor_affine(x, self.free[0].exp2(), torch.zeros(1), self.low, self.high, share)
         else:
             y = torch.fake_quantize_per_tensor_affine(x, self.scale, 0, self.low, self.high)
         return y, torch.tensor(self.scale), torch.tensor(0.0), torch.tensor(float(self.bits))
@@ -178,6 +187,8 @@ class _Placed:
     """Between which quantizers a layer stands; set once by ``place``, in a tuple so that PyTorch does not own them twice."""
 
     neighbours: tuple[nn.Module, nn.Module]
+    #: Compute with the float weights and bias.
+    bypass = False
 
     def place(self, before: nn.Module, behind: nn.Module) -> None:
         self.neighbours = (before, behind)
@@ -214,6 +225,9 @@ class QuantConv(_Placed, qnn.QuantConv2d):
         return weight, self.bias_quant(self.bias, IntQuantTensor(x, torch.tensor(quantizer.scale), *signs), weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.bypass:
+            plain: Tensor = self._conv_forward(x, self.weight, self.bias)
+            return plain
         weight, bias = self.parameters_quantized(x)
         y: Tensor = self._conv_forward(x, weight.value, bias.value)
         return y
@@ -223,6 +237,9 @@ class QuantDeform(QuantConv):
     """Square deformable depthwise convolution with quantized weights, and a bias where a batch norm was folded in."""
 
     def forward(self, x: Tensor, o: Tensor) -> Tensor:  # type: ignore[override]
+        if self.bypass:
+            plain = square_deform(x, o, self.weight)
+            return plain if self.bias is None else plain + self.bias.view(1, -1, 1, 1)
         if self.bias is None:
             self.raise_floor()
             return square_deform(x, o, self.weight_quant(self.weight).value)

@@ -285,7 +285,7 @@ def demo(
 
 
 add_bench(app, screen, bars, say, stoppable)
-add_training(verb, show)
+add_training(verb, show, bars)
 add_verbs(app, screen, bars)
 
 

@@ -1,4 +1,4 @@
-"""``warploom train`` and ``warploom quantize``: every option that is not given keeps the recipe's value, or else the default of models."""
+"""``warploom train``, ``quantize`` and ``sensitivity``. An option that is not given keeps the recipe's value, or else models' default."""
 from __future__ import annotations
 
 import json
@@ -13,6 +13,8 @@ from sw.errors import WarploomError
 
 Run = Annotated[Path, typer.Option("--run", help="The run folder: every step reads from it and writes to it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
+#: Bit widths where nothing else is said (models.qat.Bits).
+WEIGHTS, ACTIVATIONS = {"*": 4, "conv1.0": 8}, {"*": 8}
 Text: TypeAlias = str | None
 Whole: TypeAlias = int | None
 Number: TypeAlias = float | None
@@ -81,8 +83,10 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def add_training(verb: Callable[..., Callable[[Callable[..., None]], object]], show: Callable[..., None]) -> None:
-    """Register the two verbs with the command line."""
+def add_training(
+    verb: Callable[..., Callable[[Callable[..., None]], object]], show: Callable[..., None], bars: Callable[[str], Any]
+) -> None:
+    """Register the three verbs with the command line."""
 
     @verb()
     def train(
@@ -140,6 +144,7 @@ def add_training(verb: Callable[..., Callable[[Callable[..., None]], object]], s
         weights: Annotated[list[str] | None, typer.Option(help="Bits of weights, 4 or PATTERN=8 by module path; repeatable.")] = None,
         activations: Annotated[list[str] | None, typer.Option(help="Bits of activations, likewise.")] = None,
         norms: Annotated[Whole, typer.Option(min=0, help="Images to estimate batch norm from anew (0: as trained).")] = None,
+        free_ranges: Annotated[Number, typer.Option(help="Share of training before activation scales snap to powers of two.")] = None,
         teaching: Annotated[Number, typer.Option(min=0.0, help="Weight of the float network's maps beside the data's loss.")] = None,
         flip: Flip = None,
         augmentation: Augmentation = None,
@@ -155,10 +160,32 @@ def add_training(verb: Callable[..., Callable[[Callable[..., None]], object]], s
     ) -> None:
         """Quantize to 4-bit weights and 8-bit activations (or others), with training, and export QONNX."""
         options = given(
-            epochs=epochs, batch=batch, lr=lr, norms=norms, teaching=teaching, flip=flip, augmentation=augmentation, box_area=box_area,
-            weights=parse_bits(weights, "weights", {"*": 4, "conv1.0": 8}), activations=parse_bits(activations, "activations", {"*": 8}),
+            epochs=epochs, batch=batch, lr=lr, norms=norms, free_ranges=free_ranges, teaching=teaching, flip=flip,
+            augmentation=augmentation, box_area=box_area,
+            weights=parse_bits(weights, "weights", WEIGHTS), activations=parse_bits(activations, "activations", ACTIVATIONS),
             split=split, evaluate_split=evaluate_split, evaluate_every=evaluate_every, keep=keep, patience=patience, seed=seed,
         )  # fmt: skip
         record = steps.quantize(run, data=data, recipe=recipe, workers=workers, **options)
         keys = [f"{name}{suffix}" for suffix in ("", "_nms") for name in ("float_ap50", "quantized_ap50", "loss")]
         show({**record, **record.get("evaluation", {})}, as_json, "epoch", "split", *keys)
+
+    @verb()
+    def sensitivity(
+        run: Run = Path("runs/default"),
+        data: Annotated[Path | None, typer.Option("--data", help="A data set (default: the one the run was trained on).")] = None,
+        split: Annotated[str, typer.Option(help="Which list to measure on.")] = "val",
+        images: Annotated[Whole, typer.Option(min=1, help="Only the first so many images.")] = None,
+        weights: Annotated[list[str] | None, typer.Option(help="Bits of weights, 4 or PATTERN=8 by module path; repeatable.")] = None,
+        activations: Annotated[list[str] | None, typer.Option(help="Bits of activations, likewise.")] = None,
+        worst: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 20,
+        as_json: Json = False,
+    ) -> None:
+        """AP50 lost by each layer's quantization alone, worst first; calibrated, not trained."""
+        bits = given(weights=parse_bits(weights, "weights", WEIGHTS), activations=parse_bits(activations, "activations", ACTIVATIONS))
+        with bars("sensitivity") as progress:
+            record = steps.sensitivity(run, data=data, split=split, images=images, progress=progress, **bits)
+        if not as_json:
+            for row in record["layers"][:worst]:
+                figures = f"{row['loss']:+8.4f} {row['heat']:8.4f}"
+                typer.echo(f"{row['kind']:12} {row['path']:28} {row['bits']:2} bits  AP50 {row['ap50']:.4f} ({figures})")
+        show(record, as_json, "split", "images", "float_ap50", "all")

@@ -27,6 +27,7 @@ UPWARD = {
     "write_digits": "models.data.digits:write_digits",
     "train": "models.train:train",
     "recipe": "models.recipes:recipe",
+    "sensitivity": "models.sensitivity:sensitivity",
     "quantize": "models.quantize:quantize",
     "torch-float": "models.backends:torch_float",
     "torch-quantized": "models.backends:torch_quantized",
@@ -95,6 +96,12 @@ def quantize(run: Path, *, data: Path | None = None, recipe: str | None = None, 
     """Quantize it and export QONNX; the options are those of ``models.quantize.quantize``, which override those of ``recipe``."""
     given: dict[str, Any] = upward("recipe")(recipe).quantize if recipe else {}
     result: dict[str, Any] = upward("quantize")(run, data=data or data_of(run), **{**given, **options})
+    return result
+
+
+def sensitivity(run: Path, *, data: Path | None = None, **options: Any) -> dict[str, Any]:
+    """AP50 lost by each layer's quantization alone; the options are those of ``models.sensitivity.sensitivity``."""
+    result: dict[str, Any] = upward("sensitivity")(run, data=data or data_of(run), **options)
     return result
 
 
