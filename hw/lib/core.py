@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -102,12 +102,7 @@ class StreamedMatVec(Unit):
 
     def encode(self, rows: Ints2) -> list[int]:
         """One operand set's weights (PE, SIMD) as the lanes of a beat of ``w_i``."""
-        dot = self.core.dot
-        word, values = dot.encode(rows), []
-        for bits in dot.bits * (dot.groups * dot.simd):
-            values.append((word & (1 << bits) - 1) - (word >> bits - 1 & 1) * (1 << bits))
-            word >>= bits
-        return values
+        return self.core.dot.lanes_of(rows)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -124,7 +119,7 @@ class StreamedMatVec(Unit):
             core.first.eq(step == 0),
             core.end.eq(last),
             core.x.eq(self.i.payload),
-            core.w.eq(Cat(self.w_i.payload[k][:bits] for k, bits in enumerate(dot.bits * (dot.groups * dot.simd)))),
+            core.w.eq(dot.word_of(self.w_i.payload)),
             self.o.valid.eq(core.done),
             self.o.payload.as_value().eq(core.o.as_value()),
         ]

@@ -141,6 +141,18 @@ class Dot(wiring.Component):
                     borrow = int(stored < 0) if self.encoded else 0
         return word
 
+    def lanes_of(self, rows: Ints2) -> list[int]:
+        """:meth:`encode` cut into single stored weights, signed: how operand sets travel in a stream."""
+        word, values = self.encode(rows), []
+        for bits in self.bits * (self.groups * self.simd):
+            values.append((word & (1 << bits) - 1) - (word >> bits - 1 & 1) * (1 << bits))
+            word >>= bits
+        return values
+
+    def word_of(self, lanes: Any) -> Value:
+        """``w`` from the lanes of a beat."""
+        return Cat(lanes[k][:bits] for k, bits in enumerate(self.bits * (self.groups * self.simd)))
+
     def weights_of(self, group: int, n: int) -> list[Value]:
         """The stored weights of one word, lowest lane first."""
         at = (group * self.simd + n) * sum(self.bits)

@@ -33,6 +33,7 @@ class RequantUnit(Unit):
     rounding: "half_up", "half_even" or "floor"
     i, o: streams, with equal lanes
     multiplier_bits: accumulators wider than this are multiplied in two parts and one more cycle (None: never): 18 suits ECP5
+    repeat: beats that each channel group lasts (the pixels of a map whose channel groups come first: hw/lib/held.py)
 
     Raises
     ------
@@ -58,6 +59,7 @@ class RequantUnit(Unit):
         height: int = 1,
         width: int = 1,
         multiplier_bits: int | None = None,
+        repeat: int = 1,
     ) -> None:
         if not len(multiplier) == len(shift) == channels:
             raise ValueError(f"multiplier and shift must have {channels} entries, not {len(multiplier)} and {len(shift)}")
@@ -70,7 +72,7 @@ class RequantUnit(Unit):
         if i.lanes != o.lanes:
             raise ValueError(f"i and o must have equal lanes, not {i.lanes!r} and {o.lanes!r}")
         self.pixels, self.channels = height * width, channels
-        self.low, self.high, self.rounding = low, high, rounding
+        self.low, self.high, self.rounding, self.repeat = low, high, rounding, repeat
         self.i_lanes, self.o_lanes = i, o
         self.groups = i.beats(channels)
         # Unused lanes are blanked; they take the first group's values, so that what all groups share stays a constant.
@@ -112,7 +114,7 @@ class RequantUnit(Unit):
         with m.If(en):
             m.d.sync += [valid[0].eq(self.i.valid), *(b.eq(a) for a, b in pairwise(valid))]
             with m.If(self.i.valid):
-                m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
+                self.count(m, group, "times")
         bits = bits_for(self.multiplier)
         multiplier = self.table(m, "multiplier", self.multiplier, signed(bits), group, en)
         # What all shifts have in common is wiring; only the rest is shifted by logic.
@@ -155,6 +157,17 @@ class RequantUnit(Unit):
             m.d.sync += result.eq(saturate(round_kept(kept, sticky, self.rounding), self.low, self.high))
         return result
 
+    def count(self, m: Module, group: Signal, name: str) -> None:
+        """The channel group of the next beat."""
+        following = group.eq(Mux(group == self.groups - 1, 0, group + 1))
+        if self.repeat == 1:
+            m.d.sync += following
+            return
+        times = Signal(range(self.repeat), name=name)
+        m.d.sync += times.eq(Mux(times == self.repeat - 1, 0, times + 1))
+        with m.If(times == self.repeat - 1):
+            m.d.sync += following
+
     def blank_unused(self, m: Module, o: stream.Interface) -> None:
         """Unused lanes of a pixel's last beat are 0."""
         used = self.channels - (self.groups - 1) * self.o_lanes.lanes
@@ -162,6 +175,6 @@ class RequantUnit(Unit):
             return
         group = Signal(range(self.groups), name="o_group")
         with m.If(o.valid & o.ready):
-            m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
+            self.count(m, group, "o_times")
         with m.If(group == self.groups - 1):
             m.d.comb += [o.payload[n].eq(0) for n in range(used, self.o_lanes.lanes)]

@@ -1,12 +1,18 @@
 """Inner products with every kind of multiplier against plain sums."""
+import itertools
 import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from hw.lib.core import StreamedMatVec
 from hw.lib.dot import Dot
 from hw.params import Lanes, Multiplier, Range
+from sim.run import Case, run_cases
 
 KINDS: tuple[Multiplier, ...] = get_args(Multiplier)
 NARROW = Range(low=-7, high=7)
@@ -58,3 +64,20 @@ def test_dot(kind: Multiplier, pe: int, simd: int) -> None:
 )  # fmt: skip
 def test_operand_ranges(kind: Multiplier, weight: Range, bits: int, signed: bool) -> None:
     check(Dot(pe=4, simd=5, weight=weight, i=Lanes(lanes=5, bits=bits, signed=signed), kind=kind), seed=bits, cycles=150)
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize(("kind", "lanes"), [("packed27", 3), ("dsp48e2", 3), ("packed18", 2), ("mult18x18d", 2)])
+def test_packing_exhaustively(kind: Multiplier, lanes: int, tmp_path: Path) -> None:
+    """Every activation with every tuple of packed weights, in Verilator: 256 · 15^3 (or 15^2) words."""
+    tuples = list(itertools.product(range(-7, 8), repeat=lanes))
+    groups = 75
+    unit = StreamedMatVec(pe=groups * lanes, steps=1, weight=NARROW, i=Lanes(lanes=1, bits=8, signed=False), bits=13, kind=kind)
+    assert unit.core.dot.lanes == lanes
+    rows = [list(itertools.chain(*tuples[k : k + groups])) for k in range(0, len(tuples), groups)]
+    words = np.array([unit.encode([[w] for w in row]) for row in rows])
+    x = np.repeat(np.arange(256), len(rows)).reshape(-1, 1, 1, 1)
+    w = np.tile(words, (256, 1)).reshape(len(x), 1, 1, -1)
+    products = x * np.tile(np.array(rows), (256, 1)).reshape(len(x), 1, 1, -1)
+    case = Case(name=kind, unit=unit, op=SimpleNamespace(golden=lambda *_: (products,)), inputs=(x, w))  # type: ignore[arg-type]
+    run_cases([case], tmp_path, runs=((False, False),))
