@@ -42,6 +42,7 @@ NAMES: tuple[str, ...] = (
     "fit",
     "hybrid_vad",
     "sit",
+    "sgconv",
 )
 
 
