@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.zoo.counting import parameters
+from models.zoo.counting import macs, parameters
 from models.zoo.fdconv import (
     FDConv,
     FDResNet,
@@ -54,6 +54,16 @@ def test_published_figures() -> None:
     for part, count in parts.items():
         assert sum(parameters(m) for m in model.modules() if isinstance(m, part)) == count
     assert sum(isinstance(m, FDConv) for m in model.modules()) == 48
+
+
+def test_macs() -> None:
+    """The plain backbone's well-known 4.09 G; the dynamic convolution pays for its heads and gates, not for its number of groups."""
+    with torch.device("meta"):
+        assert macs(FDResNet(sizes=()), torch.empty(1, 3, 224, 224)) == 4_087_136_256
+    heads, local, gates = 18 * 16 + 16 * (18 + 20 + 9), 18 * 3 * 180, 3 * 18 * 9 * 48
+    for groups in (4, 8):
+        found = macs(FDConv(18, 20, 3, groups=groups).eval(), torch.zeros(1, 18, 6, 8))
+        assert found == 20 * 18 * 9 * 48 + heads + 16 * groups + local + gates
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])

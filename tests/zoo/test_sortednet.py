@@ -163,6 +163,14 @@ def test_modes_batch_state_and_layout(build: Callable[[], Sorted], shape: tuple[
         assert model(x, 4, 1).isfinite().all()
 
 
+@pytest.mark.parametrize(("build", "shape"), CASES)
+def test_gradcheck(build: Callable[[], Sorted], shape: tuple[int, ...]) -> None:
+    model = build().double().eval()
+    width, depth = sorted(model.choices())[0]
+    x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: model(z, width, depth), (x,), fast_mode=True)
+
+
 def test_compiles_without_breaks() -> None:
     layer, x = NestedLinear(8, 8), torch.randn(3, 4)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
