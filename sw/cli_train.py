@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -131,6 +132,8 @@ def add_training(
             keep=keep, patience=patience, seed=seed, network=parse_fields(network),
         )  # fmt: skip
         record = steps.train(run, data=data, recipe=recipe, workers=workers, device=device, tensorboard=tensorboard, **options)
+        if os.environ.get("RANK", "0") != "0":
+            return  # of several processes the first one speaks
         show({**record, **record.get("evaluation", {})}, as_json, "kept", "epoch", "split", "ap50", "ap50_nms", "ap50_11", "metric")
 
     @verb()

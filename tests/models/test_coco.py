@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import checkpoint
 from models.batches import Views
 from models.coco_metrics import evaluate_coco
 from models.data.coco import CocoFolder
 from models.data.folder import has_split, open_folder
 from models.data.voc import DataError, Sample
+from models.score import score, torch_network
+from models.train import train
 from sw.decode import Detections
 
 
@@ -139,6 +142,19 @@ def test_a_coco_folder_is_a_sequence_of_samples(root: Path) -> None:
     assert sample.areas is not None and sample.areas.tolist() == [333.0, 100.0]
     assert len(folder[1].boxes) == 0
     assert CocoFolder(root, "val", ["x", "dog", "cat"])[0].labels.tolist() == [1, 2]
+
+
+def test_training_and_scoring_take_coco_folders(root: Path) -> None:
+    (root / "val2017").rename(root / "images")
+    write(root)
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(CONTENT))
+    small: dict[str, Any] = {"width": 0.25, "size": (32, 64), "decoder": (8, 8, 8), "head_channels": 8, "batch": 2}
+    result = train(root / "run", data=root, epochs=1, workers=0, progress=False, **small)
+    assert result["kept"] == "best" and np.isfinite(result["history"][0]["loss"])
+    model = checkpoint.load_float(root / "run" / "float.pt")
+    assert model.config.classes == ("cat", "dog")
+    found = score(torch_network(model), open_folder(root, "val", model.config.classes), (32, 64), coco=True)
+    assert found["coco"].keys() >= {"ap", "ap50", "ap_small"} and found["per_class"]["cat"]["boxes"] == 0, "a crowd is nothing to find"
 
 
 @pytest.mark.parametrize("random", [0.0, 1.0])
