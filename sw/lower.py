@@ -91,7 +91,7 @@ def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
     )
 
 
-def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
+def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
     return RequantUnit(
         height=x.height,
         width=x.width,
@@ -103,6 +103,7 @@ def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes) -> Unit:
         rounding=op.rounding,
         i=i,
         o=o,
+        multiplier_bits=18 if fold.multiplier in ("packed18", "mult18x18d") else None,
     )
 
 
@@ -130,7 +131,7 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold
     Conv: lambda op, t, i, o, f: _conv(op, t[0], i, o, f),
     Depthwise: lambda op, t, i, o, f: _depthwise(op, t[0], i, o, f),
     Deform: lambda op, t, i, o, f: _deform(op, t, i, o),
-    Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o),
+    Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o, f),
     MaxPool: lambda op, t, i, o, f: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
     Upsample: lambda op, t, i, o, f: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
     Split: lambda op, t, i, o, f: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),

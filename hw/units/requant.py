@@ -1,7 +1,7 @@
 """Requantization unit."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ class RequantUnit(Unit):
 
     Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles (6 where the
     multiplication is split); ready is registered.
-    Multipliers and shifts stand in a ROM of one row a channel group, or are constants where all groups agree.
+    Multipliers and shifts stand in one ROM of a row a channel group, or are constants where all groups agree.
 
     Parameters
     ----------
@@ -91,17 +91,23 @@ class RequantUnit(Unit):
     def multipliers(self) -> int:
         return self.i_lanes.lanes
 
-    def table(self, m: Module, name: str, values: Sequence[int], shape: Any, group: Value, en: Value) -> list[Any]:
-        """The lanes' values for the beat accepted in the cycle before: a ROM read, or constants."""
+    def parameters(self, m: Module, tables: Mapping[str, tuple[Sequence[int], Any]], group: Value, en: Value) -> dict[str, list[Any]]:
+        """The lanes' values of each table (values, shape) for the beat accepted in the cycle before.
+
+        All stand side by side in one memory, a row a channel group; a table whose rows agree is constants.
+        """
         lanes = self.i_lanes.lanes
-        rows = [list(values[k : k + lanes]) for k in range(0, len(values), lanes)]
-        if all(row == rows[0] for row in rows):
-            return [Const(v, shape) for v in rows[0]]
-        memory = Memory(shape=data.ArrayLayout(shape, lanes), depth=len(rows), init=rows)
-        m.submodules[name] = memory
-        port = memory.read_port()
-        m.d.comb += [port.addr.eq(group), port.en.eq(en)]
-        return [port.data[n] for n in range(lanes)]
+        rows = {name: [list(values[k : k + lanes]) for k in range(0, len(values), lanes)] for name, (values, _) in tables.items()}
+        varying = [name for name, table in rows.items() if any(row != table[0] for row in table)]
+        result = {name: [Const(v, tables[name][1]) for v in rows[name][0]] for name in tables if name not in varying}
+        if varying:
+            layout = data.StructLayout({name: data.ArrayLayout(tables[name][1], lanes) for name in varying})
+            init = [{name: rows[name][k] for name in varying} for k in range(self.groups)]
+            m.submodules.parameters = memory = Memory(shape=layout, depth=self.groups, init=init)
+            port = memory.read_port()
+            m.d.comb += [port.addr.eq(group), port.en.eq(en)]
+            result |= {name: [port.data[name][n] for n in range(lanes)] for name in varying}
+        return result
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -116,12 +122,12 @@ class RequantUnit(Unit):
             with m.If(self.i.valid):
                 self.count(m, group, "times")
         bits = bits_for(self.multiplier)
-        multiplier = self.table(m, "multiplier", self.multiplier, signed(bits), group, en)
         # What all shifts have in common is wiring; only the rest is shifted by logic.
         extra = [v - self.base for v in self.shift]
-        shift = self.table(m, "shift", extra, unsigned(max(extra).bit_length()), group, en)
+        tables = {"multiplier": (self.multiplier, signed(bits)), "shift": (extra, unsigned(max(extra).bit_length()))}
+        values = self.parameters(m, tables, group, en)
         for n in range(self.i_lanes.lanes):
-            m.d.comb += out.i.payload[n].eq(self.lane(m, n, multiplier[n], shift[n], en))
+            m.d.comb += out.i.payload[n].eq(self.lane(m, n, values["multiplier"][n], values["shift"][n], en))
         self.blank_unused(m, out.i)
         return m
 

@@ -311,7 +311,8 @@ def part(draw: Draw) -> Drawn:
         unit, inputs = Join(word, n), n
     else:
         i, o = draw(st.integers(1, x.channels)), draw(st.integers(1, x.channels))
-        unit, latency = Regroup(channels=x.channels, i=lanes(x, i), o_lanes=o, pixels=x.pixels), -(-min(o, x.channels) // i)
+        # From wide to narrow a register slice adds a cycle.
+        unit, latency = Regroup(channels=x.channels, i=lanes(x, i), o_lanes=o, pixels=x.pixels), -(-min(o, x.channels) // i) + (i % o == 0)
         parameters |= {"wider": o > i}
     maps = frames(draw, *(replace(x, height=x.height) for _ in range(inputs)))
     interval = None if which == "regroup" else x.pixels
