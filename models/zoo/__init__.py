@@ -43,6 +43,7 @@ NAMES: tuple[str, ...] = (
     "hybrid_vad",
     "sit",
     "sgconv",
+    "dcd",
 )
 
 
