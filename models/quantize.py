@@ -211,7 +211,7 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
     views.fill()
-    watch = _watch(model, data, chosen, run / "quantize.best") if chosen.epochs else None
+    watch = _watch(model, data, folder.split, chosen, run / "quantize.best") if chosen.epochs else None
     run_epochs(trainer, batches, chosen.epochs, run / "quantize.ckpt", key, title="quantize", progress=progress, watch=watch)
     best = best_epoch(trainer.history) if chosen.keep == "best" else None
     model = snapped(model) if best is None else load_quantized(run / "quantize.best")
@@ -223,9 +223,9 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     return result
 
 
-def _watch(model: Codenet, data: Path, options: QuantizeOptions, best: Path) -> Watch | None:
+def _watch(model: Codenet, data: Path, trained_on: str, options: QuantizeOptions, best: Path) -> Watch | None:
     """Validation of the fake-quantized network, with the rules of training."""
-    folder = validation_folder(data, options.split, options.evaluate_split, model.config.classes)
+    folder = validation_folder(data, trained_on, options.evaluate_split, model.config.classes)
     if folder is None:
         return None
 
@@ -241,7 +241,7 @@ def evaluate_quantized(model: Codenet, teacher: Codenet, data: Path, split: str)
     """AP50 of the fake-quantized and the float network on a split, without and with NMS, and what quantization lost."""
     folder = open_folder(data, split, model.config.classes)
     quantized, floating = score(torch_network(model.eval()), folder, model.config.size), evaluate_float(teacher, data, split)
-    result: dict[str, Any] = {"split": split}
+    result: dict[str, Any] = {"split": folder.split}
     for suffix in ("", "_nms"):
         a, b = floating[f"ap50{suffix}"], quantized[f"ap50{suffix}"]
         result |= {f"float_ap50{suffix}": a, f"quantized_ap50{suffix}": b, f"loss{suffix}": a - b}

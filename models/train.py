@@ -205,16 +205,17 @@ class Trainer:
 
 
 def evaluate_float(model: Codenet, data: Path, split: str) -> dict[str, Any]:
-    """AP of a float network in eval mode on a split of ``data``."""
+    """AP of a float network in eval mode on a split of ``data``; ``split`` names the one that was there."""
     folder = open_folder(data, split, model.config.classes)
-    return score(torch_network(model), folder, model.config.size)
+    return {"split": folder.split, **score(torch_network(model), folder, model.config.size)}
 
 
 def validation_folder(data: Path, trained_on: str, split: str | None, classes: Sequence[str]) -> Folder | None:
     """The images to choose the best network by; None if there are none that training does not see (a test split never stands in)."""
-    if split is None or split in SEEN.get(trained_on, (trained_on,)):
+    if split is None or not has_split(data, split):
         return None
-    return open_folder(data, split, classes) if has_split(data, split) else None
+    folder = open_folder(data, split, classes)
+    return None if folder.split in SEEN.get(trained_on, (trained_on,)) else folder
 
 
 def watch_best(folder: Folder | None, model: Callable[[], Codenet], best: Path, options: TrainOptions) -> Watch | None:
@@ -264,7 +265,7 @@ def _train(
     if group.first:
         write_json(run / "config.json", {"model": json.loads(config.to_json()), "train": settings})
     views.fill()
-    seen = validation_folder(data, options.split, options.evaluate_split, config.classes)
+    seen = validation_folder(data, folder.split, options.evaluate_split, config.classes)
     watch = watch_best(seen, trainer.averaged, run / "best.pt", options)
     run_epochs(
         trainer, batches, options.epochs, run / "train.ckpt", key, title="train", progress=progress, watch=watch, group=group,
@@ -283,8 +284,7 @@ def _finish(run: Path, data: Path, options: TrainOptions, trainer: Trainer, sett
     result: dict[str, Any] = {"settings": settings, "history": trainer.history, "kept": kept}
     result |= {"epoch": best if kept == "best" else trainer.epochs_done, "seconds": sum(note["seconds"] for note in trainer.history)}
     if options.evaluate_split is not None:
-        split = options.evaluate_split
-        result["evaluation"] = {"split": split, **evaluate_float(checkpoint.load_float(run / "float.pt"), data, split)}
+        result["evaluation"] = evaluate_float(checkpoint.load_float(run / "float.pt"), data, options.evaluate_split)
     write_json(run / "train.json", result)
     return copy.deepcopy(result)
 

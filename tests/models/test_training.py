@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -138,6 +139,15 @@ def test_no_test_split_ever_chooses_a_network(data: Path, tmp_path: Path) -> Non
     (tmp_path / "ImageSets/Main").mkdir(parents=True)
     (tmp_path / "ImageSets/Main/test.txt").write_text("0")
     assert validation_folder(tmp_path, "train", "val", ("g", "r")) is None
+
+
+def test_a_stand_in_for_the_training_list_is_not_validated_on(data: Path, tmp_path: Path) -> None:
+    """Where trainval stands in for train, val is part of what is trained on."""
+    shutil.copytree(data, tmp_path / "data")
+    lists = tmp_path / "data/ImageSets/Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    result = train(tmp_path / "run", data=tmp_path / "data", epochs=1, **SETTINGS)
+    assert result["kept"] == "last" and VAL not in result["history"][0] and result["evaluation"]["split"] == "val"
 
 
 @pytest.mark.parametrize(
