@@ -44,6 +44,7 @@ NAMES: tuple[str, ...] = (
     "sit",
     "sgconv",
     "dcd",
+    "residualvit",
 )
 
 

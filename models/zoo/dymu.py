@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from models.zoo.base import BenchCase, Lowering, System
-from models.zoo.layers import VisionTransformer
+from models.zoo.layers import VisionTransformer, bipartite_match
 
 Schedule = Literal["constant", "linear", "reverse"]
 
@@ -67,11 +67,7 @@ class Merged(NamedTuple):
 
 def match(metric: Tensor, protect: bool = False) -> tuple[Tensor, Tensor]:
     """Metric (L, D) -> for each even token its best similarity to an odd one, at most 1, and which. ``protect``: token 0 stays."""
-    unit = F.normalize(metric, dim=-1)
-    a, b = unit[0::2], unit[1::2]
-    if not len(b):
-        return a.new_full((len(a),), -torch.inf), torch.zeros(len(a), dtype=torch.long, device=a.device)
-    score, target = (a @ b.mT).clamp(max=1).max(1)
+    score, target = bipartite_match(metric)
     if protect:
         score = torch.cat((score.new_full((1,), -torch.inf), score[1:]))
     return score, target

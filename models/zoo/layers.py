@@ -130,6 +130,19 @@ class VisionTransformer(nn.Module):
         return self.head(y)
 
 
+def bipartite_match(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """ToMe's matching (arXiv 2210.09461): metric (..., L, D) -> for each even token its best cosine to an odd one, and which.
+
+    At most 1 (rounding exceeds it); -inf where there is no odd token.
+    """
+    unit = F.normalize(metric, dim=-1)
+    a, b = unit[..., 0::2, :], unit[..., 1::2, :]
+    if not b.shape[-2]:
+        return a.new_full(a.shape[:-1], -torch.inf), torch.zeros(a.shape[:-1], dtype=torch.long, device=a.device)
+    score, target = (a @ b.mT).clamp(max=1).max(-1)
+    return score, target
+
+
 class DropPath(nn.Module):
     """Stochastic depth: in training each sample's branch is dropped with ``probability``, the rest scaled (arXiv 1603.09382)."""
 
