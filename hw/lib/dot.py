@@ -10,26 +10,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import adder_tree, pack_row, tree_stages
-from hw.lib.packing import Packing, plan, signed_bits
+from hw.lib.packing import Packing, packing_of, signed_bits
 from hw.lib.primitives import Dsp48e2, Mult18x18d, register
 from hw.params import Ints, Ints2, Lanes, Multiplier, Range
-
-#: Operand width, most lanes, and most words added before the lanes are told apart, of the packing multipliers.
-PACKERS: dict[Multiplier, tuple[int, int, int]] = {
-    "packed27": (27, 3, 2), "dsp48e2": (27, 3, 4), "packed18": (18, 2, 4), "mult18x18d": (18, 2, 4),
-}  # fmt: skip
-
-
-def packing_of(kind: Multiplier, simd: int, weight: Range, x: Range) -> Packing | None:
-    """The densest exact packing that a kind of multiplier has for operands of these ranges; None if it takes one product each."""
-    if kind not in PACKERS:
-        return None
-    width, most, longest = PACKERS[kind]
-    for lanes in range(most, 0, -1):
-        found = plan(lanes=lanes, width=width, chain=min(simd, longest), weight=weight, x=x, biased=kind == "dsp48e2")
-        if found:
-            return found
-    raise ValueError(f"weights {weight.low}..{weight.high} do not fit the {width} bits of {kind}")
 
 
 # Arithmetic modulo 2^n as Boolean formulas: as '+' it would become carry chains, which cost more at two or three bits.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hw.params import Range
+from hw.params import Multiplier, Range
 
 #: Widest spill between lanes that is still cheap to find (inputs of the logic: three bits of each operand).
 SPILL_BITS = 3
@@ -113,3 +113,21 @@ def plan(*, lanes: int, width: int, chain: int, weight: Range, x: Range, biased:
             candidate = Packing(offsets=offsets, chain=chain, weight=weight, x=x, bias=max(bias, 1 << SPILL_BITS))
         return candidate if all(s <= SPILL_BITS for s in candidate.spills) else None
     return None
+
+
+#: Operand width, most lanes, and most words added before the lanes are told apart, of the packing multipliers.
+PACKERS: dict[Multiplier, tuple[int, int, int]] = {
+    "packed27": (27, 3, 2), "dsp48e2": (27, 3, 4), "packed18": (18, 2, 4), "mult18x18d": (18, 2, 4),
+}  # fmt: skip
+
+
+def packing_of(kind: Multiplier, simd: int, weight: Range, x: Range) -> Packing | None:
+    """The densest exact packing that a kind of multiplier has for operands of these ranges; None if it takes one product each."""
+    if kind not in PACKERS:
+        return None
+    width, most, longest = PACKERS[kind]
+    for lanes in range(most, 0, -1):
+        found = plan(lanes=lanes, width=width, chain=min(simd, longest), weight=weight, x=x, biased=kind == "dsp48e2")
+        if found:
+            return found
+    raise ValueError(f"weights {weight.low}..{weight.high} do not fit the {width} bits of {kind}")

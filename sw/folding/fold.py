@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 
+from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
-from hw.params import Multiplier, RomKind
+from hw.params import Multiplier, Range, RomKind
 from sw.errors import CompileError
 from sw.graph import Graph, Node
-from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split, TensorType
+from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Requant, Split, TensorType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,13 @@ def _common(node: Node, types: list[TensorType]) -> int:
     return gcd(*sizes)
 
 
-def choose(graph: Graph, target: int | None = None, pins: Mapping[str, Fold] | None = None) -> dict[str, Fold]:
+def choose(
+    graph: Graph, target: int | None = None, pins: Mapping[str, Fold] | None = None, multiplier: Multiplier = "inferred"
+) -> dict[str, Fold]:
     """A fold for every node such that none takes more than ``target`` cycles a frame (None: as fast as any folding can be).
 
-    Each node gets the fewest multipliers that meet the target. ``pins`` overrides nodes by name. CompileError if the
-    target cannot be met, or a pin does not fit its node.
+    Each node gets the fewest multipliers that meet the target, convolutions those of kind ``multiplier``. ``pins`` overrides
+    nodes by name. CompileError if the target cannot be met, or a pin does not fit its node.
     """
     pins = dict(pins or {})
     target = floor_cycles(graph) if target is None else target
@@ -97,7 +100,7 @@ def choose(graph: Graph, target: int | None = None, pins: Mapping[str, Fold] | N
         if node.name in pins:
             result[node.name] = _checked(node, types, out, pins.pop(node.name))
             continue
-        options = sorted(_options(node, types, out, arriving), key=lambda f: _cost(node, f))
+        options = sorted(_options(node, types, out, arriving, multiplier), key=lambda f: _cost(node, types[0], f))
         fitting = [f for f in options if cycles(node, types, f) <= target]
         if not fitting:
             raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph)}")
@@ -107,10 +110,14 @@ def choose(graph: Graph, target: int | None = None, pins: Mapping[str, Fold] | N
     return result
 
 
-def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int) -> list[Fold]:
+def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int, multiplier: Multiplier) -> list[Fold]:
     x = types[0]
     if isinstance(node.op, Conv):
-        return [Fold(lanes_in=s, lanes_out=p) for s in _widths(x.channels) for p in _widths(out.channels)]
+        return [Fold(lanes_in=s, lanes_out=p, multiplier=multiplier) for s in _widths(x.channels) for p in _widths(out.channels)]
+    if isinstance(node.op, Requant):  # results of a convolution come in wide beats now and then: fewer multipliers in turn will do
+        narrower = [n for n in range(1, arriving + 1) if arriving % n == 0]
+        wider = [w for w in _widths(x.channels) if w > arriving]
+        return [Fold(lanes_in=n, lanes_out=n, multiplier=multiplier) for n in [*narrower, *wider]]
     if isinstance(node.op, Split | Concat):
         common = _common(node, types)
         return [Fold(lanes_in=n, lanes_out=n) for n in range(1, common + 1) if common % n == 0]
@@ -120,10 +127,25 @@ def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
 
 
-def _cost(node: Node, fold: Fold) -> tuple[int, int]:
+def packed(node: Node, x: TensorType, fold: Fold) -> int:
+    """Products that share a multiplier in a convolution's unit, for the weights it really has."""
+    if fold.multiplier not in PACKERS:
+        return 1
+    weights = node.op.weights  # type: ignore[attr-defined]
+    weight = Range(low=int(min(weights.min(), 0)), high=int(max(weights.max(), 1)))
+    found = packing_of(fold.multiplier, fold.lanes_in, weight, Range(low=x.lowest, high=x.highest))
+    return found.lanes if found else 1
+
+
+def multipliers(node: Node, x: TensorType, fold: Fold) -> int:
+    """Multipliers that a convolution's unit takes; 0 where products are formed in logic."""
+    return 0 if fold.multiplier == "soft" else -(-fold.lanes_out // packed(node, x, fold)) * fold.lanes_in
+
+
+def _cost(node: Node, x: TensorType, fold: Fold) -> tuple[int, int]:
     """Fewest multipliers first; among equals few PE, since each brings an accumulator and a requantizer."""
     if isinstance(node.op, Conv):
-        return fold.lanes_in * fold.lanes_out + 3 * fold.lanes_out, fold.lanes_out
+        return 2 * multipliers(node, x, fold) + fold.lanes_in * fold.lanes_out + 3 * fold.lanes_out, fold.lanes_out
     return fold.lanes_out, fold.lanes_out
 
 
