@@ -1,6 +1,7 @@
 """Dynamic contrastive distillation (DCD) of an image-text cross-encoder.
 
-Paper: Rao, Ding, Tao, Zhan and others, "Dynamic Contrastive Distillation for Image-Text Retrieval", arXiv 2207.01426 (IEEE TMM 2023).
+Paper: Rao, Ding, Qi, Fang, Liu, Shen and Tao, "Dynamic Contrastive Distillation for Image-Text Retrieval", arXiv 2207.01426
+(2022).
 
 Idea: a cross-encoder is too dear for many negatives, so the teacher, without gradient, scores all and the student learns from the hardest
 few. The teacher's entropy then says, image by image, whether to learn from the label or from the teacher.
@@ -215,8 +216,8 @@ def bench() -> BenchCase:
 SYSTEM = System(
     name="dcd",
     title="Dynamic contrastive distillation",
-    paper="arXiv 2207.01426 (IEEE TMM 2023)",
-    year=2023,
+    paper="arXiv 2207.01426 (2022)",
+    year=2022,
     kind="method",
     variants={"dcd_teacher": partial(CrossEncoder, 6), "dcd_student": partial(CrossEncoder, 3)},
     checked=(

@@ -1,6 +1,6 @@
 """Dynamic Spectrum Mixer: tokens mixed in the domain of the cosine transform, by filters that depend on the image.
 
-Paper: Hu and Yu, "DSM: Dynamic Spectrum Mixer for visual recognition", arXiv 2309.06721 (2023).
+Paper: Hu and Yu, "Dynamic Spectrum Mixer for Visual Recognition", arXiv 2309.06721 (2023).
 
 Idea: multiplying cosine coefficients mixes all tokens at log-linear cost; a small layer looks at the image and says how much of each
 band passes, so that the filter selects bands by content.
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import BenchCase, Lowering, System
-from models.zoo.layers import DropPath, LayerNorm2d, full_precision
+from models.zoo.layers import DropPath, LayerNorm2d, full_precision, trunc_normal_init
 
 Method = Literal["matrix", "fft"]
 Select = Literal["filters", "bands"]
@@ -201,11 +201,8 @@ class DSM(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, DynamicSpectrumMixer) and module.select == "bands":  # called after its children
+    trunc_normal_init(module)
+    if isinstance(module, DynamicSpectrumMixer) and module.select == "bands":  # called after its children
         module.open_()
 
 

@@ -1,6 +1,6 @@
 """MetaMixer, FFNified attention and FFNet.
 
-Paper: Yun, Park, Kim and Ro, "MetaMixer Is All You Need", arXiv 2406.02021 (2024).
+Paper: Yun, Lee and Ro, "MetaMixer Is All You Need", arXiv 2406.02021 (2024).
 
 Idea: self-attention and the feed-forward network are one scheme, query-key-value, with other sub-operations; the scheme matters, not
 softmax or dot products. FFNified attention takes the scheme of attention and the sub-operations of a convolutional FFN, so that a
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import BenchCase, Lowering, System
-from models.zoo.layers import ConvBN, DropPath
+from models.zoo.layers import ConvBN, DropPath, trunc_normal_init
 
 STEM = 64
 TOKEN_KERNELS = (3, 3, 7, 7)
@@ -190,7 +190,7 @@ class FFNet(nn.Module):
             ]
             self.stages.append(nn.Sequential(*merge, *blocks))
         self.norm, self.head = nn.BatchNorm2d(dims[-1]), nn.Linear(dims[-1], classes)
-        self.apply(_initialise)
+        self.apply(trunc_normal_init)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The maps of all stages, for detection and segmentation."""
@@ -221,13 +221,6 @@ class FFNetSR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.tail(self.body(self.head(x))) + x.repeat_interleave(self.scale**2, 1)
         return F.pixel_shuffle(y, self.scale)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def fuse_(model: nn.Module) -> nn.Module:
