@@ -103,15 +103,18 @@ VARIANTS: dict[str, tuple[Multiplier, Multiplier]] = {
 }  # fmt: skip
 
 
-def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str = "portable", **more: Any) -> UnitCase:
-    """Operators with one input and one output in sequence, each with its lanes in and out, built as the compiler builds them."""
+def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str = "portable", taps: int = 1, **more: Any) -> UnitCase:
+    """Operators with one input and one output in sequence, each with its lanes in and out, built as the compiler builds them.
+
+    ``taps`` a cycle of the depthwise ones.
+    """
     types = [x]
     for op, _, _ in stages:
         types += op.infer(types[-1])
     sides = [(lanes(a, i), lanes(b, o)) for (_, i, o), (a, b) in zip(stages, pairwise(types), strict=True)]
 
     def units(multiplier: Multiplier) -> list[Any]:
-        folds = [Fold(lanes_in=i, lanes_out=o, multiplier=multiplier, memory="lut") for _, i, o in stages]
+        folds = [Fold(lanes_in=i, lanes_out=o, multiplier=multiplier, memory="lut", taps=taps) for _, i, o in stages]
         return [BUILDERS[type(op)](op, [t], *side, f) for (op, _, _), t, side, f in zip(stages, types, sides, folds, strict=False)]
 
     def make(family: int = 0) -> Any:
@@ -206,7 +209,7 @@ def core(name: str, pe: int, simd: int, variant: str, steps: int = 4) -> UnitCas
     )  # fmt: skip
 
 
-def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int) -> UnitCase:
+def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int, taps: int = 1) -> UnitCase:
     """Depthwise 3×3 and pointwise 32 → 64 on 16×16, each requantized."""
     x = kind(16, 16, 32)
     first, second = depthwise(name, 32), conv(name, 32, 64)
@@ -256,6 +259,7 @@ def _matrices() -> Iterable[UnitCase]:
     yield depthwise_pointwise("depthwise_pointwise/8", 8, 2, 32)
     yield depthwise_pointwise("depthwise_pointwise/9", 9, 2, 32)
     yield depthwise_pointwise("depthwise_pointwise/11", 11, 2, 32)
+    yield depthwise_pointwise("depthwise_pointwise/1x9", 1, 2, 32, taps=9)
     yield chain("conv3x3/pe8_simd4", kind(8, 8, 16), (conv("conv3x3", 16, 16, SAME3), 4, 8))
     stem = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
     yield chain("stem/pe8_simd3", kind(32, 32, 3), (conv("stem", 3, 24, stem, bits=8), 3, 8))
@@ -295,4 +299,6 @@ def _rest() -> Iterable[UnitCase]:
 
 def cases() -> dict[str, UnitCase]:
     """All cases by name."""
-    return {case.name: case for group in (_matrices(), _windows(), _rest()) for case in group}
+    from sw.bench.more_cases import more_cases
+
+    return {case.name: case for group in (_matrices(), _windows(), _rest(), more_cases()) for case in group}

@@ -1,0 +1,93 @@
+# amaranth: UnusedElaboratable=no
+"""Cases of the units that CoDeNet does not have: pools, products, tables, image input, decoding, free offsets, several taps a cycle."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+
+from hw.lib.fifo import Fifo
+from hw.lib.join import Join
+from hw.params import Lanes, Window
+from hw.units.decode import DecodeUnit
+from sw.ops import Array, AveragePool, Decode, Deform, GlobalAveragePool, Image, Multiply, Table
+
+from .cases import FRAMES, PATTERNS, SAME3, Copies, UnitCase, chain, depthwise, joined, kind, moved, weights
+
+
+class Beside:
+    """Golden model of a join of two copies."""
+
+    def golden(self, a: Array, b: Array) -> tuple[Array, ...]:
+        return (np.concatenate([a, b], axis=-1),)
+
+
+def decode(size: int, classes: int, count: int, top_k: int) -> UnitCase:
+    """Heat maps of 16 bits with a peak here and there."""
+    name = f"decode/{size}x{size}x{classes}_{count}_top{top_k}"
+    hm, two = kind(size, size, classes, 16, True), kind(size, size, 2, 16, True)
+    op = Decode(top_k=top_k, least=0, wh_frac=8, reg_frac=12)
+    (out,) = op.infer(hm, two, two)
+
+    def feed() -> tuple[Array, ...]:
+        rng = np.random.default_rng(7)
+        heat = rng.integers(-9000, -1, (FRAMES, size, size, classes))
+        heat[rng.random(heat.shape) < 0.01] += 20000
+        return heat, *(rng.integers(0, 1 << 12, (FRAMES, size, size, 2)) for _ in range(2))
+
+    def make() -> DecodeUnit:
+        pair = Lanes(lanes=2, bits=16, signed=True)
+        return DecodeUnit(
+            height=size, width=size, channels=classes, top_k=top_k, least=0, wh_frac=8, reg_frac=12,
+            i=Lanes(lanes=count, bits=16, signed=True), wh=pair, reg=pair, o=Lanes(lanes=8, bits=out.bits, signed=True),
+        )  # fmt: skip
+
+    return UnitCase(name=name, make=make, model=op, types=(hm, two, two), feed=feed)
+
+
+def free(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> UnitCase:
+    """Free offsets in [-8, 8) beside the plain depthwise unit of as many lanes."""
+    name = f"deform_free/{pattern}"
+    low, high = -8 << frac_bits, (8 << frac_bits) - 1  # all that the type holds
+    op = Deform(
+        weights=weights(name, 3, 3, channels), bias=weights(name, channels, bits=12), frac_bits=frac_bits, low=low, high=high, free=True
+    )  # fmt: skip
+    types = kind(size, size, channels), kind(size, size, op.offsets, 4 + frac_bits, True)
+
+    def feed() -> tuple[Array, ...]:
+        rng = np.random.default_rng(5)
+        shape = (FRAMES, size, size, op.offsets)
+        offsets: dict[str, Array] = {
+            "low": np.full(shape, low), "high": np.full(shape, high), "equal": np.full(shape, 2),
+            "alternating": np.where(np.indices(shape).sum(axis=0) % 2, low, high), "random": rng.integers(low, high + 1, shape),
+        }  # fmt: skip
+        return rng.integers(0, 256, (FRAMES, size, size, channels)), offsets[pattern]
+
+    return joined(name, types, op, count, count, plain=f"depthwise/deform_{size}x{size}x{channels}_{count}", feed=feed)
+
+
+def more_cases() -> Iterable[UnitCase]:
+    """One after the other."""
+    x, i = kind(16, 16, 32), Lanes(lanes=8, bits=8, signed=False)
+    half = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
+    yield chain("depthwise_taps/3x3_9", x, (depthwise("t", 32), 1, 1), taps=9)
+    yield chain("depthwise_taps/3x3_3", x, (depthwise("t", 32), 2, 2), taps=3)
+    yield chain("depthwise_taps/3x3_9_stride2", x, (depthwise("t", 32, half), 1, 1), taps=9)
+    yield chain("depthwise_taps/5x5_25", x, (depthwise("t", 32, Window(kernel=(5, 5), pad=(2, 2, 2, 2))), 1, 1), taps=25)
+    yield chain("depthwise_taps/3x3_9_wide", kind(16, 16, 8), (depthwise("t", 8, SAME3), 8, 8), taps=9)
+    yield from (free(pattern, 16, 16, 8, 3) for pattern in PATTERNS)
+    yield chain("average_pool", x, (AveragePool(window=half), 8, 8))
+    yield chain("global_average_pool", x, (GlobalAveragePool(), 8, 8))
+    yield joined("multiply", (x, kind(16, 16, 32, signed=True)), Multiply(), 8, 8)
+    rng = np.random.default_rng(3)
+    yield chain("table", x, (Table(values=rng.integers(-128, 128, 256), low=0, bits=8, signed=True), 8, 8))
+    yield chain("image", kind(30, 28, 3), (Image(order="bgr", pad=(1, 2, 1, 2)), 3, 3))
+    yield decode(32, 20, 1, 100)
+    yield decode(32, 20, 4, 100)
+    beats = x.pixels * i.beats(x.channels)
+    yield moved("fifo/registers_16", partial(Fifo, i, 16, "registers"), Copies(), x, beats)
+    yield moved("fifo/lut_64", partial(Fifo, i, 64, "lut"), Copies(), x, beats)
+    yield moved("fifo/block_512", partial(Fifo, i, 512, "block"), Copies(), x, beats)
+    eight = kind(16, 16, 8)
+    yield UnitCase(name="join", make=partial(Join, i, 2), model=Beside(), types=(eight, eight), interval=eight.pixels)
