@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -229,3 +230,12 @@ def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
     losses = launch()
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert {"float.pt", "best.pt", "last.pt", "train.csv", "train.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_tensorboard_logs_or_says_what_is_missing(data: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(ValueError, match="TensorBoard needs its package"):
+            train(tmp_path, data=data, epochs=1, tensorboard=True, evaluate_split=None, **SETTINGS)
+    else:
+        train(tmp_path, data=data, epochs=1, tensorboard=True, evaluate_split=None, **SETTINGS)
+        assert any((tmp_path / "tensorboard").iterdir())
