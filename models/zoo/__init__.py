@@ -45,6 +45,7 @@ NAMES: tuple[str, ...] = (
     "sgconv",
     "dcd",
     "residualvit",
+    "token_routing",
 )
 
 
