@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hw.params import Multiplier
 from sw import steps
 from sw.cli_bench import add_bench
 from sw.cli_train import add_training, parse_size
@@ -178,10 +179,21 @@ def compile_(
     run: Run = Path("runs/default"),
     cycles: Annotated[int | None, typer.Option(min=1, help="Most cycles a frame of any unit (default: as few as folding can do).")] = None,
     folding: Annotated[Path | None, typer.Option(help="JSON file that pins nodes to lanes.")] = None,
+    device: Annotated[str | None, typer.Option(help="Search foldings for this device: as fast as fits, or --cycles, or --fps.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.001, help="Frames a second at --clock: sets --cycles.")] = None,
+    clock: Annotated[float, typer.Option(min=1, help="Assumed clock in Hz.")] = 250e6,
+    multiplier: Annotated[str | None, typer.Option(help=f"Kind of multipliers: {', '.join(get_args(Multiplier))}.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compile QONNX to a streaming accelerator in Verilog: run/compiled."""
-    record = steps.compile(run, model=model, target_cycles=cycles, folding=folding, step=say)
+    if fps is not None and cycles is not None:
+        raise WarploomError("--fps and --cycles are two ways to say the same: give one")
+    if multiplier not in (None, *get_args(Multiplier)):
+        raise WarploomError(f"--multiplier must be one of {', '.join(get_args(Multiplier))}, not {multiplier!r}")
+    target = cycles if fps is None else int(clock / fps)
+    record = steps.compile(run, model=model, target_cycles=target, folding=folding, device=device, multiplier=multiplier, step=say)
+    if "choice" in record:
+        say(record["choice"]["limit"])
     for note in record["notes"]:
         say(note)
     summary = {**record, "folder": str(run / "compiled"), "nodes": len(record["nodes"])}

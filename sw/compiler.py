@@ -11,18 +11,20 @@ import numpy as np
 
 import hw
 import sw
-from hw.params import Lanes
+from hw.params import Lanes, Multiplier
 from hw.verilog import convert
 from sw import estimate
 from sw.errors import CompileError
 from sw.files import new_folder
 from sw.folding.fold import Fold, choose, cycles, read_pins
 from sw.folding.schedule import size_fifos
+from sw.folding.search import search
 from sw.frontends import qonnx
 from sw.graph import Graph
 from sw.lower import Design, identifier, lower
 from sw.ops import Conv, Deform, Depthwise, Requant
 from sw.passes import run_all
+from sw.targets import target_of
 
 #: Called with the step that begins.
 Step = Callable[[str], None]
@@ -39,27 +41,35 @@ def compile(
     *,
     target_cycles: int | None = None,
     folding: Path | None = None,
+    device: str | None = None,
+    multiplier: Multiplier | None = None,
     step: Step = lambda _: None,
 ) -> dict[str, Any]:
     """Compile ``model`` into the folder ``out`` and return the design's record (``design.json``).
 
-    ``target_cycles``: cycles a frame that no unit may exceed (None: as fast as any folding can be); ``folding``: a JSON file that
-    pins nodes. The folder appears whole or not at all; if it holds the same design already nothing is done.
+    ``target_cycles``: cycles a frame that no unit may exceed (None: as fast as any folding can be, or as fits ``device``);
+    ``folding``: a JSON file that pins nodes; ``device``: search foldings for its resources (sw/folding/search.py);
+    ``multiplier``: kind of the convolutions' multipliers (default: the device's packed ones, inferred without a device). The folder appears
+    whole or not at all; if it holds the same design already nothing is done.
     Raises CompileError for anything that cannot be lowered.
     """
-    key = _key(model, target_cycles, folding)
+    key = _key(model, target_cycles, folding, device, multiplier)
     if (out / "design.json").is_file() and (found := load_design(out)).get("key") == key:
         step("up to date")
         return found
     step("reading the model")
     graph = load_graph(model)
     step("choosing foldings")
-    folds = choose(graph, target_cycles, read_pins(folding) if folding else None)
+    pins = read_pins(folding) if folding else None
+    choice = None if device is None else search(graph, target_of(device), target=target_cycles, multiplier=multiplier, pins=pins, step=step)
+    folds = choose(graph, target_cycles, pins, multiplier or "inferred") if choice is None else choice.folds
     step("building units")
     design = lower(graph, folds)
     step("sizing FIFOs")
     design.links = size_fifos(design)
     record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    if choice is not None:
+        record["choice"] = {"device": device, "limit": choice.limit, "shares": choice.shares, "proved_too_short": choice.too_short}
     with new_folder(out) as folder:
         (folder / "model.onnx").write_bytes(model.read_bytes())
         step("writing Verilog")
@@ -71,12 +81,12 @@ def compile(
     return record
 
 
-def _key(model: Path, target_cycles: int | None, folding: Path | None) -> str:
+def _key(model: Path, target_cycles: int | None, folding: Path | None, *options: object) -> str:
     """Hash of all that the result depends on: the model, the options and the compiler's own code."""
     state = hashlib.sha256()
     try:
         state.update(model.read_bytes())
-        state.update(repr((target_cycles, folding.read_bytes() if folding else None)).encode())
+        state.update(repr((target_cycles, folding.read_bytes() if folding else None, options)).encode())
     except OSError as error:
         raise CompileError(f"{error.filename}: cannot be read: {error.strerror}") from None
     for package in (hw, sw):

@@ -1,16 +1,18 @@
 """First-order area of every unit, from its sizes alone.
 
 Rules: a memory of at most 64 words or 4,096 bits is LUT RAM (a LUT6 holds 64 × 1 bits), a larger one block RAM in the aspect
-ratio that takes fewest BRAM36; a product of a and b bits with its share of the adder tree takes a·b LUTs; a requantizer's product takes
-one DSP, two where the accumulator exceeds 26 bits; every data path bit is registered about twice. Nothing here was fitted to
-synthesis: treat it as right within a factor, not a percentage.
+ratio that takes fewest BRAM36; a convolution's product takes a share of a multiplier and the LUTs of LUT_A_PRODUCT; a depthwise one of
+a and b bits takes a·b LUTs; a requantizer's product takes one DSP, two where the accumulator exceeds 26 bits; every data path bit is
+registered about twice. Only LUT_A_PRODUCT was fitted to synthesis: treat it as right within a factor, not a percentage.
 """
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from sw.folding.fold import Fold, beats
+from hw.lib.packing import signed_bits
+from hw.params import Multiplier, RomKind
+from sw.folding.fold import Fold, beats, multipliers, weight_range
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Multiply, Requant, Table, TensorType, Upsample
 
@@ -37,9 +39,15 @@ class Area:
         return dict(zip(("lut", "ff", "dsp", "bram36"), astuple(self), strict=True))
 
 
-def memory(width: int, depth: int) -> Area:
+#: LUTs that a product takes besides its share of a multiplier (W4A8): measured by `warploom bench units --case core`.
+LUT_A_PRODUCT: dict[Multiplier, float] = {
+    "soft": 12, "inferred": 12, "packed27": 15, "packed18": 14, "dsp48e2": 8, "mult18x18d": 10,
+}  # fmt: skip
+
+
+def memory(width: int, depth: int, kind: RomKind = "auto") -> Area:
     """A memory of ``depth`` words."""
-    if depth <= 64 or width * depth <= 4096:
+    if kind == "lut" or (kind == "auto" and (depth <= 64 or width * depth <= 4096)):
         return Area(lut=-(-depth // 64) * width)
     blocks = min(-(-width // w) * -(-depth // d) for w, d in ASPECTS)
     small = min(-(-width // (w // 2 or 1)) * -(-depth // d) for w, d in ASPECTS[1:]) / 2
@@ -53,19 +61,23 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
     word = fold.lanes_in * x.bits
     pipeline = Area(lut=60, ff=60 + 2 * (word + fold.lanes_out * out.bits))
     if isinstance(op, Conv):
-        bits = _weight_bits(op.weights)
+        bits = _weight_bits(op)
         products = fold.lanes_in * fold.lanes_out
         vector = op.window.taps * groups_in
-        result = memory(products * bits, vector * groups_out) + memory(2 * word, vector)
-        result += Area(lut=products * bits * x.bits + fold.lanes_out * out.bits, ff=products * (bits + x.bits) // 2)
+        result = memory(products * bits, vector * groups_out, fold.memory) + memory(word, 2 * vector)
+        result += Area(lut=round(products * LUT_A_PRODUCT[fold.multiplier]), ff=2 * round(products * LUT_A_PRODUCT[fold.multiplier]))
+        if fold.multiplier == "soft":
+            result += Area(lut=products * bits * x.bits // 2)
+        # Accumulators, and the register that hands them out one after the other.
+        result += Area(lut=2 * fold.lanes_out * out.bits, ff=2 * fold.lanes_out * out.bits, dsp=multipliers(node, x, fold))
         return result + pipeline + (_ring(op.window.kernel[0], x, fold) if op.window.taps > 1 else Area())
     if isinstance(op, Depthwise):
-        bits = _weight_bits(op.weights)
+        bits = _weight_bits(op)
         macs = Area(lut=fold.lanes_out * (fold.taps * bits * x.bits + out.bits), ff=fold.lanes_out * out.bits)
         weights = memory(fold.lanes_out * fold.taps * bits, op.window.taps // fold.taps * groups_out)
         return pipeline + macs + _ring(op.window.kernel[0], x, fold) + weights
     if isinstance(op, Deform):
-        bits, wide = _weight_bits(op.weights), x.bits + 2 * op.frac_bits
+        bits, wide = _weight_bits(op), x.bits + 2 * op.frac_bits
         bilinear = 3 * op.frac_bits * wide
         macs = Area(lut=fold.lanes_out * (bits * wide + out.bits + bilinear), ff=fold.lanes_out * (out.bits + 4 * wide))
         rows = min(2 * op.reach + 2, 2 * x.height)
@@ -90,9 +102,8 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
     return pipeline + Area(lut=word if isinstance(op, Concat) else 0)
 
 
-def _weight_bits(weights: Any) -> int:
-    low, high = int(weights.min()), int(weights.max())
-    return max(int(high).bit_length(), int(-low - 1).bit_length() if low < 0 else 0) + 1
+def _weight_bits(op: Any) -> int:
+    return signed_bits(weight_range(op))
 
 
 def _ring(rows: int, x: TensorType, fold: Fold) -> Area:

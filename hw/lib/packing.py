@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from hw.params import Multiplier, Range
@@ -121,6 +122,7 @@ PACKERS: dict[Multiplier, tuple[int, int, int]] = {
 }  # fmt: skip
 
 
+@cache
 def packing_of(kind: Multiplier, simd: int, weight: Range, x: Range) -> Packing | None:
     """The densest exact packing that a kind of multiplier has for operands of these ranges; None if it takes one product each."""
     if kind not in PACKERS:

@@ -4,8 +4,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
@@ -100,8 +102,8 @@ def choose(
         if node.name in pins:
             result[node.name] = _checked(node, types, out, pins.pop(node.name))
             continue
-        options = sorted(_options(node, types, out, arriving, multiplier), key=lambda f: _cost(node, types[0], f))
-        fitting = [f for f in options if cycles(node, types, f) <= target]
+        tried = sorted(options(node, types, out, arriving, multiplier), key=lambda f: _cost(node, types[0], f))
+        fitting = [f for f in tried if cycles(node, types, f) <= target]
         if not fitting:
             raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph)}")
         result[node.name] = fitting[0]
@@ -110,7 +112,8 @@ def choose(
     return result
 
 
-def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int, multiplier: Multiplier) -> list[Fold]:
+def options(node: Node, types: list[TensorType], out: TensorType, arriving: int, multiplier: Multiplier = "inferred") -> list[Fold]:
+    """The folds worth trying for a node that is fed ``arriving`` lanes a beat."""
     x = types[0]
     if isinstance(node.op, Conv):
         return [Fold(lanes_in=s, lanes_out=p, multiplier=multiplier) for s in _widths(x.channels) for p in _widths(out.channels)]
@@ -127,13 +130,17 @@ def _options(node: Node, types: list[TensorType], out: TensorType, arriving: int
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
 
 
+@cache
+def weight_range(op: Any) -> Range:
+    """The range that an operator's weights span, 0 and 1 included."""
+    return Range(low=int(min(op.weights.min(), 0)), high=int(max(op.weights.max(), 1)))
+
+
 def packed(node: Node, x: TensorType, fold: Fold) -> int:
     """Products that share a multiplier in a convolution's unit, for the weights it really has."""
     if fold.multiplier not in PACKERS:
         return 1
-    weights = node.op.weights  # type: ignore[attr-defined]
-    weight = Range(low=int(min(weights.min(), 0)), high=int(max(weights.max(), 1)))
-    found = packing_of(fold.multiplier, fold.lanes_in, weight, Range(low=x.lowest, high=x.highest))
+    found = packing_of(fold.multiplier, fold.lanes_in, weight_range(node.op), Range(low=x.lowest, high=x.highest))
     return found.lanes if found else 1
 
 

@@ -3,10 +3,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hw.params import Multiplier
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Resources: LUTs (of ``lut_inputs``), flip-flops, multiplier slices, and block memories in units of 36 kbit."""
+    """Resources: LUTs (of ``lut_inputs``), flip-flops, multiplier slices, and block memories in units of 36 kbit.
+
+    ``multiplier``: the portable packing that suits the slices.
+    """
 
     name: str
     luts: int
@@ -16,3 +21,4 @@ class Device:
     bram36: float
     clock_hz: float
     note: str
+    multiplier: Multiplier = "packed27"

@@ -1,0 +1,188 @@
+"""Foldings for a device: the fastest that fits its resources, or the smallest that is fast enough.
+
+For a given interval every node has options (lanes, place of the weights), each with an area. Which are best together is a multiple-choice
+knapsack with four resources; prices on the resources separate it into one choice a node (Lagrangian relaxation; Everett 1963).
+Prices follow the resource that is scarcest. At any prices the cheapest options' total price is a lower bound on the greatest share of
+a resource that any choice needs, so a bound above 1 proves that an interval does not fit: the search reports how far the
+interval it found is from one that provably does not.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from hw.params import Multiplier, RomKind
+from sw import estimate
+from sw.errors import CompileError
+from sw.estimate import Area
+from sw.folding.fold import Fold, cycles, floor_cycles, options
+from sw.graph import Graph, Node
+from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split
+from sw.targets import Device
+
+Shares = npt.NDArray[np.float64]
+RESOURCES = ("LUTs", "flip-flops", "multipliers", "block RAM")
+#: Share of a device that the search fills: FIFOs and routing take the rest.
+FILL = 0.85
+#: Rounds of prices at an interval, and how strongly prices follow the shares.
+ROUNDS, STRENGTH = 16, 6.0
+#: The search ends when feasible and infeasible interval are this close.
+CLOSE = 1.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """``folds`` by node, their ``interval`` and estimated ``area``; the share of each resource; the longest interval that
+    the prices prove too short (0: none found); what limits."""
+
+    folds: dict[str, Fold]
+    interval: int
+    area: Area
+    shares: dict[str, float]
+    too_short: int
+    limit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What may be chosen for a node: folds, cycles a frame of each (n,), and what each takes of the device (n, 4)."""
+
+    folds: list[Fold]
+    times: npt.NDArray[np.int64]
+    shares: Shares
+
+
+def shares_of(area: Area, device: Device) -> Shares:
+    """What an area takes of a device, resource by resource."""
+    used = (area.lut, area.ff, area.dsp, area.bram36)
+    return np.array(used) / (device.luts, device.flip_flops, device.multipliers, device.bram36)
+
+
+class Search:
+    """The options of a graph's nodes and their areas, computed once each."""
+
+    def __init__(self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold]) -> None:
+        self.graph, self.device, self.multiplier, self.pins = graph, device, multiplier, dict(pins)
+        if unknown := sorted(set(pins) - {n.name for n in graph.nodes}):
+            raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
+        self.area, self.tried = cache(self._area), cache(self._tried)
+
+    def _area(self, index: int, fold: Fold) -> Area:
+        node = self.graph.nodes[index]
+        return estimate.area(node, self.graph.types(node.inputs), self.graph.tensors[node.outputs[0]].type, fold)
+
+    def wide(self, node: Node) -> bool:
+        """Whether a node's options do not depend on the beats that come."""
+        return isinstance(node.op, Conv | Depthwise | Deform | MaxPool | AveragePool | Split | Concat)
+
+    def _tried(self, index: int, arriving: int) -> Options:
+        """A node's options with their cycles and what each takes of the device; narrow ones first, so that ties go to them."""
+        node = self.graph.nodes[index]
+        types = self.graph.types(node.inputs)
+        found = [self.pins[node.name]] if node.name in self.pins else []
+        if not found:
+            found = options(node, types, self.graph.tensors[node.outputs[0]].type, arriving, self.multiplier)
+            if isinstance(node.op, Conv):
+                kinds: tuple[RomKind, ...] = ("lut", "block")
+                found = [replace(f, memory=memory) for f in found for memory in kinds]
+        found.sort(key=lambda f: (f.lanes_out, f.lanes_in))
+        times = np.array([cycles(node, types, f) for f in found])
+        return Options(folds=found, times=times, shares=np.array([shares_of(self.area(index, f), self.device) for f in found]))
+
+    def at(self, target: int, prices: Shares) -> dict[str, Fold] | None:
+        """The cheapest option of every node; None if one has none."""
+        result: dict[str, Fold] = {}
+        for index, node in enumerate(self.graph.nodes):
+            before = self.graph.producer(node.inputs[0])
+            arriving = result[before.name].lanes_out if before is not None else self.graph.types(node.inputs)[0].channels
+            tried = self.tried(index, 0 if self.wide(node) else arriving)
+            prices_of = np.where(tried.times <= (target if node.name not in self.pins else tried.times), tried.shares @ prices, np.inf)
+            best = int(prices_of.argmin())
+            if prices_of[best] == np.inf:
+                return None
+            result[node.name] = tried.folds[best]
+        return result
+
+    def total(self, folds: Mapping[str, Fold]) -> Area:
+        """Area of all nodes."""
+        result = Area()
+        for index, node in enumerate(self.graph.nodes):
+            result += self.area(index, folds[node.name])
+        return result
+
+    def best(self, target: int) -> tuple[dict[str, Fold] | None, float, float]:
+        """(folds with the least greatest share, that share, a lower bound on it) at an interval."""
+        prices = np.full(4, 0.25)
+        found: tuple[dict[str, Fold] | None, float] = (None, math.inf)
+        bound = 0.0
+        for _ in range(ROUNDS):
+            folds = self.at(target, prices)
+            if folds is None:
+                return None, math.inf, math.inf
+            shares = shares_of(self.total(folds), self.device)
+            bound, most = max(bound, float(prices @ shares)), float(shares.max())
+            if most < found[1]:
+                found = (folds, most)
+            weights = prices * np.exp(STRENGTH * (shares / most - 1))
+            prices = 0.5 * prices + 0.5 * weights / weights.sum()
+        return found[0], found[1], bound
+
+
+def search(
+    graph: Graph,
+    device: Device,
+    *,
+    target: int | None = None,
+    multiplier: Multiplier | None = None,
+    pins: Mapping[str, Fold] | None = None,
+    step: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """The shortest interval that fits ``device`` (``target`` None), or the smallest area at ``target`` cycles a frame.
+
+    CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate.py).
+    """
+    state = Search(graph, device, multiplier or device.multiplier, pins or {})
+    if target is not None:
+        folds, share, _ = state.best(target)
+        if folds is None:
+            raise CompileError(f"no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph)}")
+        return _choice(state, folds, 0)
+    low, high = floor_cycles(graph), _slowest(graph)
+    folds, share, bound = state.best(high)
+    if folds is None or share > FILL:
+        shares = dict(zip(RESOURCES, shares_of(state.total(folds), device).tolist(), strict=True)) if folds else {"everything": math.inf}
+        worst = max(shares, key=lambda k: shares[k])
+        used = f"{worst} at {shares[worst]:.0%}, the most is {FILL:.0%}"
+        raise CompileError(f"{device.name} is too small even at {high} cycles a frame: {used}")
+    too_short = 0
+    best, high = folds, max(cycles(n, graph.types(n.inputs), folds[n.name]) for n in graph.nodes)
+    while high > low * CLOSE:
+        middle = round(math.sqrt(low * high))
+        step(f"folding: {middle:,} cycles a frame?")
+        folds, share, bound = state.best(middle)
+        if folds is not None and share <= FILL:
+            best, high = folds, middle
+        else:
+            low = middle
+            too_short = max(too_short, middle if bound > FILL else 0)
+    return _choice(state, best, too_short)
+
+
+def _slowest(graph: Graph) -> int:
+    """The interval with one lane everywhere."""
+    return max(cycles(n, graph.types(n.inputs), Fold(lanes_in=1, lanes_out=1)) for n in graph.nodes)
+
+
+def _choice(state: Search, folds: dict[str, Fold], too_short: int) -> Choice:
+    graph = state.graph
+    times = {n.name: cycles(n, graph.types(n.inputs), folds[n.name]) for n in graph.nodes}
+    area = state.total(folds)
+    shares = dict(zip(RESOURCES, shares_of(area, state.device).tolist(), strict=True))
+    scarce, slowest = max(shares, key=lambda k: shares[k]), max(times, key=lambda k: times[k])
+    limit = f"{scarce} at {shares[scarce]:.0%} of {state.device.name}; the slowest unit is {slowest} with {times[slowest]:,} cycles"
+    return Choice(folds=folds, interval=max(times.values()), area=area, shares=shares, too_short=too_short, limit=limit)
