@@ -217,7 +217,7 @@ def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int, taps: int = 1
     scale = requant(name, acc, relu=False)
     (mid,) = scale.infer(acc)
     (out,) = second.infer(mid)
-    return chain(name, x, (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), 1, 1))
+    return chain(name, x, (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), 2, 2), taps=taps)
 
 
 #: Offset patterns of the deformable case; whatever they are, the interval must be that of the plain unit.
