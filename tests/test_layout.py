@@ -19,7 +19,7 @@ MAY_USE = {
     "hw": {"amaranth"},
     "sw": {"numpy", "onnx", "google", "typer", "rich"},
     "sim": {"numpy", "cocotb", "cocotb_tools", "amaranth", "pyosys"},
-    "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "pycocotools", "rich", "matplotlib"},
+    "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "pycocotools", "rich", "matplotlib", "triton"},
 }
 #: Operators that are trained, and so have a file in models/ops.
 TRAINED = {"deform"}
