@@ -30,7 +30,7 @@ def test_links_lead_somewhere() -> None:
 def test_readme_names_real_verbs() -> None:
     from sw.cli import app
 
-    verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
-    verbs |= {g.name for g in app.registered_groups}
+    verbs = {str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
+    verbs |= {g.name for g in app.registered_groups if g.name}
     used = set(re.findall(r"^    warploom (\w+)", (ROOT / "README.md").read_text(), re.M))
     assert used and used <= verbs
