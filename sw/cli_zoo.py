@@ -19,8 +19,16 @@ Name = Annotated[str, typer.Argument(help="A system's name, as `warploom zoo lis
 
 def add_verbs(app: typer.Typer, screen: Console, bars: Callable[[str], Any]) -> None:
     """Register ``zoo`` and its verbs with the command line."""
-    zoo = typer.Typer(help="Software references of published operators: list, show, demo, bench.", no_args_is_help=True)
+    zoo = typer.Typer(invoke_without_command=True)
     app.add_typer(zoo, name="zoo")
+
+    @zoo.callback()
+    def plain(context: typer.Context, as_json: Json = False) -> None:
+        """Software references of published operators: list (also without a verb), show, demo, bench."""
+        if context.invoked_subcommand is None:
+            list_(as_json)
+        elif as_json:
+            raise WarploomError(f"--json goes behind the verb: warploom zoo {context.invoked_subcommand} --json")
 
     @zoo.command("list")
     def list_(as_json: Json = False) -> None:

@@ -9,10 +9,20 @@ from models.zoo.bench import bench
 from sw.cli import app
 
 
-def test_list_is_one_json_document() -> None:
-    done = CliRunner().invoke(app, ["zoo", "list", "--json"])
+@pytest.mark.parametrize("words", (["zoo", "list", "--json"], ["zoo", "--json"]))
+def test_list_is_one_json_document(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0
-    assert [r["name"] for r in json.loads(done.stdout)] == list(NAMES)
+    records = json.loads(done.stdout)
+    assert [r["name"] for r in records] == list(NAMES)
+    assert all(r[what] for r in records for what in ("paper", "year", "kind", "variants", "checked", "lowering"))
+
+
+def test_plain_zoo_lists() -> None:
+    plain, listed = (CliRunner().invoke(app, words) for words in (["zoo"], ["zoo", "list"]))
+    assert plain.exit_code == 0 and plain.stdout == listed.stdout
+    misplaced = CliRunner().invoke(app, ["zoo", "--json", "show", NAMES[0]])
+    assert misplaced.exit_code != 0
 
 
 @pytest.mark.parametrize("name", NAMES)
