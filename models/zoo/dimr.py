@@ -247,18 +247,21 @@ def loss(outputs: Sequence[Tensor], noise: Tensor, weights: Sequence[float] = (0
 
 
 def bench() -> BenchCase:
-    """TD-LayerNorm at one time a sample beside layer norm."""
+    """TD-LayerNorm at one time a sample beside layer norm, both before the linear layer that follows them between two branches."""
 
     class At(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm = TDLayerNorm(256)
+            self.norm, self.linear = TDLayerNorm(256), nn.Linear(256, 256)
 
         def forward(self, x: Tensor) -> Tensor:
-            return cast(Tensor, self.norm(x, torch.linspace(-1, 1, len(x), device=x.device, dtype=x.dtype)))
+            t = torch.linspace(-1, 1, len(x), device=x.device, dtype=x.dtype)
+            return cast(Tensor, self.linear(self.norm(x, t)))
 
+    plain = nn.Sequential(nn.LayerNorm(256), nn.Linear(256, 256))
     return BenchCase(
-        name="TD-LayerNorm against layer norm, 8×1024×256", ours=At(), baseline=nn.LayerNorm(256), inputs=(torch.randn(8, 1024, 256),),
+        name="TD-LayerNorm against layer norm, with a linear layer, 8×1024×256", ours=At(), baseline=plain,
+        inputs=(torch.randn(8, 1024, 256),),
     )
 
 

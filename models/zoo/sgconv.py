@@ -108,12 +108,20 @@ class SGConv(nn.Module):
         glu: bool = False, mix: bool = True, **kernel: Any,
     ) -> None:
         super().__init__()
-        self.dim, self.bidirectional, self.mix = dim, bidirectional, mix
+        self.dim, self.bidirectional, self.mix, self.max_length = dim, bidirectional, mix, max_length
         self.kernel = SGKernel(dim, max_length, base=base, channels=channels * (2 if bidirectional else 1), **kernel)
         self.d = nn.Parameter(torch.randn(channels, dim))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dim * channels, dim * (2 if glu else 1)) if mix else None
         self.glu = glu
+
+    def macs(self, length: int | None = None) -> int:
+        """Multiply-accumulates for one sequence of ``length`` (default: the longest), a transform of N samples counted N ceil(log2 N)."""
+        n = 2 * (length or self.max_length)
+        made, kernels = self.d.numel(), self.d.numel() * (2 if self.bidirectional else 1)
+        transforms = (self.dim + kernels + made) * n * (n - 1).bit_length()
+        mixed = 0 if self.linear is None else self.linear.weight.numel()
+        return transforms + 4 * made * (n // 2 + 1) + (made + mixed) * (n // 2)
 
     def convolve(self, u: Tensor) -> Tensor:
         """y (B, channels, dim, L) of u (B, dim, L)."""

@@ -47,13 +47,13 @@ class Active:
         self.map: Tensor | None = None
 
     def at(self, x: Tensor) -> Tensor:
-        """The map for x (B, C, h, w), as (B, 1, h, w) of its dtype."""
+        """The map for x (B, C, h, w), as (B, 1, h, w) of its dtype, on its device."""
         if self.map is None:
             return x.new_ones(()).expand(len(x), 1, *x.shape[2:])
         rows, columns = self.map.shape[2:]
         if x.shape[2] % rows or x.shape[3] % columns:
             raise ValueError(f"x must have sides that are multiples of the map's {(rows, columns)}, not {tuple(x.shape[2:])!r}")
-        return self.map.repeat_interleave(x.shape[2] // rows, 2).repeat_interleave(x.shape[3] // columns, 3).to(x.dtype)
+        return self.map.repeat_interleave(x.shape[2] // rows, 2).repeat_interleave(x.shape[3] // columns, 3).to(x)
 
 
 class SparseConv2d(nn.Conv2d):

@@ -209,3 +209,13 @@ def test_errors_name_the_argument() -> None:
         SGConv(2, 64, start="zeros")
     with pytest.raises(ValueError, match="u must be"):
         SGConv(2, 16)(torch.zeros(1, 3, 16))
+
+
+def test_macs_grow_as_l_log_l() -> None:
+    layer = SGConv(2, 16, base=4, mix=False)
+    assert layer.macs() == 3 * 2 * 32 * 5 + 4 * 2 * 17 + 2 * 16  # transforms of 32, complex product, D
+    mixed = SGConv(2, 16, base=4)
+    assert mixed.macs() - layer.macs() == 4 * 16
+    lengths = [2**i for i in range(10, 18)]
+    each = [layer.macs(n) / (n * (n.bit_length() + 1)) for n in lengths]
+    assert max(each) / min(each) < 1.1

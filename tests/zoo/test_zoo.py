@@ -29,6 +29,20 @@ def test_system_is_whole(name: str) -> None:
     assert found.record()["variants"] == list(found.variants)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_operator_follows_device_and_dtype(name: str) -> None:
+    """A tensor that a forward pass makes on the CPU, or in float32, does not go through the meta device, as it would not on a GPU."""
+    device = "cpu" if name == "dymu" else "meta"  # how many tokens dymu keeps depends on their values
+    case = system(name).bench()
+    for model in (case.ours, case.baseline):
+        model.to(device, torch.float64)
+        inputs = [x.to(device, torch.float64).requires_grad_() if x.is_floating_point() else x.to(device) for x in case.inputs]
+        output = model(*inputs)
+        first = output[0] if isinstance(output, tuple) else output
+        assert first.device.type == device and first.dtype == torch.float64
+        first.square().mean().backward()
+
+
 def test_every_module_is_listed() -> None:
     helpers = {"__init__", "base", "counting", "layers", "bench"}
     assert {p.stem for p in (ROOT / "models" / "zoo").glob("*.py")} - helpers <= set(NAMES)
