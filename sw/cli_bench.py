@@ -10,17 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sw import steps
 from sw.bench.backends import bench as measure
 from sw.bench.units import KEYS, bench_units
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each, taken in turn; the median counts.")]
 #: Wraps a verb, so that Ctrl-C ends it well.
 Wrap = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say: Callable[[str], None], stoppable: Wrap) -> None:
     """Register ``bench`` and its verbs with the command line; ``stoppable`` wraps what Ctrl-C may end."""
-    bench = typer.Typer(help="Speed of golden, PyTorch and simulated Verilog as ratios; `units`: every hardware unit.")
+    bench = typer.Typer(help="Speed of golden, PyTorch and simulated Verilog as ratios; of hardware units, operators, the golden model.")
     app.add_typer(bench, name="bench")
 
     @bench.callback(invoke_without_command=True)
@@ -59,6 +61,46 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
         table = Table(*(key.replace("_", " ") for key in KEYS))
         for record in records:
             table.add_row(*(_text(record[key]) for key in KEYS))
+        screen.print(table)
+
+    @bench.command()
+    @stoppable
+    def deform(
+        rounds: Rounds = 5,
+        device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
+        as_json: Json = False,
+    ) -> None:
+        """The deformable operator beside a plain depthwise convolution, torchvision's and Triton's where present."""
+        with bars("bench deform") as progress:
+            record = steps.upward("bench_deform")(rounds=rounds, device=device, progress=progress)
+        if as_json:
+            print(json.dumps(record))
+            return
+        table = Table("map", "pass", "operator", "milliseconds", "times plain")
+        for row in record["rows"]:
+            place = "x".join(map(str, row["map"]))
+            table.add_row(place, row["pass"], row["operator"], f"{row['seconds'] * 1e3:.2f}", f"{row['times_plain']:.2f}")
+        screen.print(table)
+        for line in record["absent"]:
+            say(f"not compared: {line}")
+
+    @bench.command("golden")
+    @stoppable
+    def golden_(
+        preset: Annotated[str, typer.Option(help="Which network, as `warploom models` lists them.")] = "b",
+        batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+        rounds: Rounds = 5,
+        as_json: Json = False,
+    ) -> None:
+        """Images a second of the golden model beside PyTorch's float network, all cores, in one run."""
+        with bars("bench golden") as progress:
+            record = steps.upward("bench_golden")(preset=preset, batch=batch, rounds=rounds, progress=progress)
+        if as_json:
+            print(json.dumps(record))
+            return
+        table = Table("backend", "images a second", "times torch", "CPU seconds an image", title=f"{preset}, batch {batch}, {record['cores']} cores")
+        for row in record["backends"]:
+            table.add_row(row["backend"], f"{row['images_per_second']:.2f}", f"{row['times_torch']:.2f}", f"{row['cpu_seconds_per_image']:.3f}")
         screen.print(table)
 
 

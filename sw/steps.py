@@ -40,6 +40,8 @@ UPWARD = {
     "draw": "models.evaluate:draw_detections",
     "presets": "models.detectors.codenet:PRESETS",
     "describe": "models.counting:describe",
+    "bench_deform": "models.bench:bench_deform",
+    "bench_golden": "models.bench:bench_golden",
     "zoo": "models.zoo:systems",
     "zoo_system": "models.zoo:system",
     "zoo_claim": "models.zoo.base:ClaimFailed",

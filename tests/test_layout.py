@@ -17,9 +17,9 @@ MAY_IMPORT = {"hw": {"hw"}, "sw": {"sw", "hw"}, "sim": {"sim", "sw", "hw"}, "mod
 #: Third-party packages that a part may use beside the standard library.
 MAY_USE = {
     "hw": {"amaranth"},
-    "sw": {"numpy", "onnx", "google", "typer", "rich"},
+    "sw": {"numpy", "onnx", "google", "typer", "rich", "threadpoolctl"},
     "sim": {"numpy", "cocotb", "cocotb_tools", "amaranth", "pyosys"},
-    "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "pycocotools", "rich", "matplotlib", "triton"},
+    "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "pycocotools", "rich", "matplotlib", "triton", "torchvision"},
 }
 #: Operators that are trained, and so have a file in models/ops.
 TRAINED = {"deform"}

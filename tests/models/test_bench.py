@@ -1,0 +1,31 @@
+"""The benches measure what they say; no speed is asserted on a shared machine."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from models import bench
+from models.detectors.codenet import PRESETS
+
+
+def test_deform_bench_compares_with_the_plain_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "MAPS", ((1, 4, 6, 6),))
+    record = bench.bench_deform(rounds=1, device="cpu")
+    found = {(row["operator"], row["pass"]) for row in record["rows"]}
+    assert {(o, p) for o in ("plain", "deform-square", "deform-free") for p in ("forward", "forward+backward")} <= found
+    assert all(row["times_plain"] == 1 for row in record["rows"] if row["operator"] == "plain")
+    assert all(row["seconds"] > 0 for row in record["rows"])
+    assert any("no GPU" in line for line in record["absent"])
+
+
+def test_golden_bench_compares_with_float_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(PRESETS["tiny"], width=0.25, size=(32, 32), classes=("a",)))
+    record = bench.bench_golden(preset="small", batch=2, rounds=1, folder=tmp_path)
+    speeds = {row["backend"]: row["images_per_second"] for row in record["backends"]}
+    assert set(speeds) == {"golden", "torch-float", "torch-float-channels-last"} and min(speeds.values()) > 0
+    fastest = max(row["times_torch"] for row in record["backends"] if row["backend"] != "golden")
+    assert fastest == 1
+    with pytest.raises(ValueError, match="preset must be one of"):
+        bench.bench_golden(preset="z")
