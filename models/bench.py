@@ -113,7 +113,8 @@ def bench_golden(
 ) -> dict[str, Any]:  # fmt: skip
     """Images a second of the golden model and of PyTorch's float network (both memory layouts), all cores, in one run.
 
-    ``times_torch`` is against the faster of the two layouts; the CPU time an image takes is what other programs cannot disturb. Weights are random, batch norms and scales settled on random images.
+    ``times_torch`` is against the faster of the two layouts; the CPU time that an image takes says more on a busy machine.
+    Weights are random, batch norms and scales settled on random images.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(sorted(PRESETS))}, not {preset!r}")

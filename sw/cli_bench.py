@@ -98,9 +98,11 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
         if as_json:
             print(json.dumps(record))
             return
-        table = Table("backend", "images a second", "times torch", "CPU seconds an image", title=f"{preset}, batch {batch}, {record['cores']} cores")
+        title = f"{preset}, batch {batch}, {record['cores']} cores"
+        table = Table("backend", "images a second", "times torch", "CPU seconds an image", title=title)
         for row in record["backends"]:
-            table.add_row(row["backend"], f"{row['images_per_second']:.2f}", f"{row['times_torch']:.2f}", f"{row['cpu_seconds_per_image']:.3f}")
+            speed = f"{row['images_per_second']:.2f}", f"{row['times_torch']:.2f}", f"{row['cpu_seconds_per_image']:.3f}"
+            table.add_row(row["backend"], *speed)
         screen.print(table)
 
 
