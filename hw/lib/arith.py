@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 
 
 def bits_for(values: Iterable[int]) -> int:
@@ -48,3 +48,9 @@ def adder_tree(m: Module, terms: Sequence[Value], en: Value, name: str, every: i
                 m.d.sync += [r.eq(v) for r, v in zip(registers, row, strict=True)]
             row = list(registers)
     return row[0]
+
+
+def add_carry(a: Value, b: Value, carry: Value) -> Value:
+    """``a + b + carry`` in one adder, signed and as wide as ``a``; written as two additions it would become two."""
+    wide = Cat(Const(1, 1), a).as_signed() + Cat(carry, b).as_signed()
+    return wide[1 : len(a) + 1].as_signed()

@@ -1,10 +1,12 @@
 """Gathering at deformed positions: whole words, one tap a cycle, whatever the offsets are."""
 from __future__ import annotations
 
-from amaranth import Array, Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.arith import add_carry, adder_tree, tree_stages
+from hw.lib.fifo import Fifo
 from hw.lib.ring import counter, deform_rows
 from hw.params import Lanes
 from hw.units.base import signature
@@ -19,9 +21,9 @@ class GatherStage(wiring.Component):
     (one memory if F = 0), so that all four neighbours of a position are read at once and nothing depends on the offsets.
     Interpolation is exact: (a·2^F + f·(b - a)) along x, then the same along y; a neighbour outside the map is 0.
 
-    Throughput: one word a cycle for every pattern of offsets. Latency: six cycles (eight if F > 0) from the last
-    beat of row p + R. A row of outputs starts when row p + R has arrived, clipped to the frame, and frees row p - R
-    when it ends. Multipliers: none by weights; interpolation takes 3 of F bits × (``i.bits`` + 1 or + F + 1) a lane.
+    Throughput: one word a cycle for every pattern of offsets. Latency: eight cycles (13 if F > 0, 15 if F = 4) from the
+    last beat of row p + R; ready is registered. A row of outputs starts when row p + R has arrived, clipped to the frame, and
+    frees row p - R when it ends. Multipliers: none; interpolation takes three adder trees of F + 1 terms a lane.
 
     Parameters: ``height``, ``width``, ``channels``; ``size`` K, odd, >= 3; ``frac_bits`` F in 0..4; ``low``, ``high``
     of the code; ``base``: 2^F (the default) where the code is s - 1, 0 where it is s; ``free``; ``i``;
@@ -96,20 +98,25 @@ class GatherStage(wiring.Component):
         self._ports = {place: bank.read_port() for place, bank in self._memories.items()}
         for (row, col), bank in self._memories.items():
             m.submodules[f"rows_{row}{col}"] = bank
+        m.submodules.slice = out = Fifo(self.out, 2)  # no path from the reader's ready to the counters
+        wiring.connect(m, out.o, wiring.flipped(self.o))
         step = Signal()
-        m.d.comb += step.eq(~self.o.valid | self.o.ready)
+        m.d.comb += step.eq(~out.i.valid | out.i.ready)
         y, ready, row_done, frame_done = counter(self.height, "y"), Signal(), Signal(), Signal()
         self._write(m, self._account(m, step, y, ready, row_done, frame_done))
         tap = self._issue(m, step, ready, y, row_done, frame_done)
         inside, odd = self._look_up(m, step, tap)
-        valid = self._later(m, step, tap["valid"], 3)
-        words = self._neighbours(m, self._later(m, step, odd, 2), self._later(m, step, inside, 2))
+        # Block RAM is slow: nothing but a register behind it.
+        words = {place: self._later(m, step, port.data, 1) for place, port in self._ports.items()}
+        found = self._neighbours(words, self._later(m, step, odd, 3), self._later(m, step, inside, 3))
         if self.frac_bits:
-            fractions = [self._later(m, step, tap[name][: self.frac_bits], 4 + (name == "ty")) for name in ("ty", "tx")]
-            self._interpolate(m, step, self._later(m, step, valid, 2), words, *fractions)
+            later = 2 + tree_stages(self.frac_bits + 1)
+            fractions = [self._later(m, step, tap[n][: self.frac_bits], k) for n, k in (("ty", 6 + later), ("tx", 7))]
+            value = self._interpolate(m, step, found, *fractions)
+            stages = 4 + 2 * later
         else:
-            with m.If(step):
-                m.d.sync += [self.o.valid.eq(valid), self.o.payload.as_value().eq(words[0])]
+            value, stages = found[0], 5
+        m.d.comb += [out.i.payload.as_value().eq(value), out.i.valid.eq(self._later(m, step, tap["valid"], stages))]
         return m
 
     @staticmethod
@@ -124,17 +131,19 @@ class GatherStage(wiring.Component):
 
     def _account(self, m: Module, step: Value, y: Value, ready: Signal, row_done: Value, frame_done: Value) -> Signal:
         """Counts whole rows: ``ready`` says that output row ``y`` may be read. Returns the strobe of a row that has arrived."""
-        arrived = Signal()
+        arrived, last = Signal(), self.height - 1
+        bits = (self.rows + self.height).bit_length() + 1
         held = Signal(range(self.rows + 1))  # rows in the ring that may not be overwritten
-        here = Signal(range(self.height + self.rows + 1))  # rows that have arrived, counted from the frame being read
-        last = self.height - 1
-        below = y + self.reach
-        m.d.comb += [ready.eq(here > Mux(below > last, last, below)), self.i.ready.eq(held != self.rows)]
-        # The banks are read three steps after a tap is issued: only then may its rows be overwritten.
-        done = self._later(m, step, Cat(row_done & (y >= self.reach), frame_done), 3)
+        # Rows that have arrived, counted from the frame being read, less those that row y needs: its sign decides.
+        spare = Signal(signed(bits), init=-1 - min(self.reach, last))
+        m.d.comb += [ready.eq(~spare[-1]), self.i.ready.eq(held != self.rows)]
+        # The banks are read four steps after a tap is issued: only then may its rows be overwritten.
+        done = self._later(m, step, Cat(row_done & (y >= self.reach), frame_done), 4)
         freed = Mux(done[1], min(self.height, self.reach + 1), done[0])
         m.d.sync += held.eq(held + arrived - Mux(step, freed, 0))
-        m.d.sync += here.eq(here + arrived - Mux(frame_done, self.height, 0))
+        next_frame = last - min(self.reach, last) - self.height
+        needs = Mux(frame_done, next_frame, Mux(row_done & (y < last - self.reach), -1, 0))
+        m.d.sync += spare.eq(add_carry(spare, needs, arrived))
         return arrived
 
     def _write(self, m: Module, arrived: Signal) -> None:
@@ -236,7 +245,7 @@ class GatherStage(wiring.Component):
         return down, right
 
     def _look_up(self, m: Module, step: Value, tap: dict[str, Signal]) -> tuple[Value, Value]:
-        """Addresses the banks, two stages after the distances.
+        """Addresses the banks, three stages after the distances.
 
         Returns, of the stage before the addresses, whether row, next row, column, next column are inside the map, and
         whether row and column of the first neighbour are odd.
@@ -244,33 +253,34 @@ class GatherStage(wiring.Component):
         rows, banks = self.rows, self.banks
         # Where the first neighbour lies: floor, also of negative distances, by arithmetic shift.
         down, right = tap["ty"] >> self.frac_bits, tap["tx"] >> self.frac_bits
-        row, col = tap["y"] + down, tap["x"] + right
-        turned = tap["slot"] + down  # turns at most once where a neighbour is inside; elsewhere it does not matter
+        sums = tap["y"] + down, tap["x"] + right, tap["slot"] + down
+        # The slot turns at most once where a neighbour is inside; elsewhere it does not matter.
+        row, col, turned = (Signal(v.shape(), name=n, reset_less=True) for v, n in zip(sums, ("row", "col", "turned"), strict=True))
         slot, col_2, inside = counter(rows, "slot_2"), Signal.like(col, name="col_2"), Signal(4)
         with m.If(step):
+            m.d.sync += [register.eq(v) for register, v in zip((row, col, turned), sums, strict=True)]
             m.d.sync += [slot.eq(Mux(turned < 0, turned + rows, Mux(turned >= rows, turned - rows, turned))), col_2.eq(col)]
             m.d.sync += inside.eq(Cat(*(
                 (at >= -second) & (at < size - second) for at, size in ((row, self.height), (col, self.width)) for second in (0, 1)
             )))  # fmt: skip
-        group = self._later(m, step, tap["group"], 1)
-        pair, place = slot >> banks - 1, col_2 >> banks - 1
-        next_pair = Mux(pair == rows // 2 - 1, 0, pair + 1)
+        group = self._later(m, step, tap["group"], 2)
+        place = col_2 >> banks - 1
         lines, places = [], []
         for bank in range(banks):  # if the first neighbour is odd, the even one is the second and lies in the next pair
             line, word = counter(rows // banks * self.bank_line, f"line_{bank}"), counter(self.bank_line, f"word_{bank}")
-            moved = (slot[0], col_2[0]) if bank < banks - 1 else (Const(0), Const(0))
+            first = bank < banks - 1
+            starts = [(k + (banks - 1) * first) // banks % (rows // banks) * self.bank_line for k in range(rows)]
             with m.If(step):
-                m.d.sync += line.eq(Mux(moved[0], next_pair, pair) * self.bank_line)
-                m.d.sync += word.eq((place + moved[1]) * self.groups + group)
+                m.d.sync += line.eq(Array(starts)[slot])
+                m.d.sync += word.eq((place + (col_2[0] if first else 0)) * self.groups + group)
             lines.append(line)
             places.append(word)
         for (bank_row, bank_col), port in self._ports.items():
             m.d.comb += [port.addr.eq(lines[bank_row] + places[bank_col]), port.en.eq(step)]
         return inside, Cat(slot[0], col_2[0])
 
-    def _neighbours(self, m: Module, odd: Value, inside: Value) -> list[Value]:
+    def _neighbours(self, words: dict[tuple[int, int], Value], odd: Value, inside: Value) -> list[Value]:
         """The words of the neighbours by 2·down + right, 0 outside the map; only the first if F = 0."""
-        words = {place: port.data for place, port in self._ports.items()}
         if self.banks == 1:
             return [Mux(inside[0] & inside[2], words[0, 0], 0)]
         found = []
@@ -279,16 +289,25 @@ class GatherStage(wiring.Component):
             found += [Mux(inside[down] & inside[2 + right], Mux(odd[1] ^ right, row[1], row[0]), 0) for right in (0, 1)]
         return found
 
-    def _interpolate(self, m: Module, step: Value, valid: Value, words: list[Value], fy: Value, fx: Value) -> None:
-        """Along x, then along y, a stage each, behind a stage that holds the neighbours."""
-        shape = self.i.payload.shape()
-        corners = [data.View(shape, Signal(shape.size, name=f"corner_{k}")) for k in range(4)]
-        between = data.ArrayLayout(Shape(self.lanes.bits + self.frac_bits, self.lanes.signed), self.lanes.lanes)
-        upper, lower = Signal(between, name="upper"), Signal(between, name="lower")
+    def _interpolate(self, m: Module, step: Value, words: list[Value], fy: Value, fx: Value) -> Value:
+        """Along x, then along y, behind a stage that holds the neighbours; each takes a stage for the difference and one adder tree.
+
+        The products with the few bits of a fraction are sums of shifted differences.
+        """
+        element = self.i.payload.shape()
+        corners = [data.View(element, self._later(m, step, word, 1)) for word in words]
+        lanes = []
+        for k in range(self.lanes.lanes):
+            a, b, c, d = (corner[k] for corner in corners)
+            upper, lower = (self._between(m, step, p, q, fx, f"{n}{k}") for p, q, n in ((a, b, "upper"), (c, d, "lower")))
+            lanes.append(self._between(m, step, upper, lower, fy, f"value{k}"))
+        return Cat(lanes)
+
+    def _between(self, m: Module, step: Value, p: Value, q: Value, fraction: Value, name: str) -> Value:
+        """``p·2^F + fraction·(q - p)``, exactly, 1 + tree_stages(F + 1) steps later."""
+        base, difference = (Signal(v.shape(), name=f"{name}_{n}", reset_less=True) for v, n in ((p, "base"), (q - p, "difference")))
         with m.If(step):
-            m.d.sync += self.o.valid.eq(valid)
-            m.d.sync += [corner.as_value().eq(word) for corner, word in zip(corners, words, strict=True)]
-            for k in range(self.lanes.lanes):
-                a, b, c, d = (corner[k] for corner in corners)
-                m.d.sync += [upper[k].eq((a << self.frac_bits) + fx * (b - a)), lower[k].eq((c << self.frac_bits) + fx * (d - c))]
-                m.d.sync += self.o.payload[k].eq((upper[k] << self.frac_bits) + fy * (lower[k] - upper[k]))
+            m.d.sync += [base.eq(p), difference.eq(q - p)]
+        terms = [base << self.frac_bits, *(Mux(bit, difference << n, 0) for n, bit in enumerate(fraction))]
+        total = adder_tree(m, terms, step, f"{name}_sum")[: len(p) + self.frac_bits]
+        return total.as_signed() if self.lanes.signed else total

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from amaranth import Const, Module, Mux, Signal, Value, signed
+from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.ring import Loop, counter, strides, window_ring, wrap_add
+from hw.lib.arith import add_carry
+from hw.lib.fifo import Fifo
+from hw.lib.ring import Loop, strides, window_ring
+from hw.lib.walk import Walk, ring_address
 from hw.params import Lanes, Window
 from hw.units.base import signature
 
@@ -17,8 +20,8 @@ class WindowStage(wiring.Component):
 
     Order "tap": for each tap (row by row) all channel groups; order "group": for each channel group all taps.
 
-    Throughput: one word a cycle, back to back across pixels, rows and frames. Latency: a word leaves three cycles after
-    the beat that it repeats was taken, if the reader waits for it. A word waits only for its own beat. The line buffer
+    Throughput: one word a cycle, back to back across pixels, rows and frames. Latency: a word leaves four cycles after
+    the beat that it repeats was taken, if the reader waits for it; ready is registered. A word waits only for its own beat. The line buffer
     is one memory, a ring of ``depth`` beats (:func:`hw.lib.ring.window_ring`) shared by consecutive frames; input is
     taken whenever it has room. Unused lanes of the last group pass through.
 
@@ -73,99 +76,83 @@ class WindowStage(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        step = Signal()
-        m.d.comb += step.eq(~self.o.valid | self.o.ready)
+        m.submodules.slice = out = Fifo(self.lanes, 2)  # no path from the reader's ready to the counters
+        wiring.connect(m, out.o, wiring.flipped(self.o))
         go, write = Signal(), Signal()  # the current tap's word is read, a beat is written in this cycle
-        m.d.comb += write.eq(self.i.valid & self.i.ready)
-        beats = {n: (self._rows[n] * self.width + self._cols[n]) * self.groups + (n == "group") for n in self.levels}
-        wraps = self._loops(m, go)
-        move = list(zip(wraps, self._moves(beats, self.height * self.width * self.groups), strict=True))
-        inside = self._inside(m, go, wraps)
-        m.d.comb += go.eq(step & self._arrived(m, go, write, move, inside))
-        self._memory(m, go, write, step, inside, move)
+        read, valid, step = Signal(), Signal(), Signal()  # a word is at the memory's output, in the register behind it; both move
+        m.d.comb += [write.eq(self.i.valid & self.i.ready), step.eq(~valid | out.i.ready), out.i.valid.eq(valid)]
+        walk = Walk(m, go, {name: self._counts[name] for name in self.levels})
+        inside = self._inside(m, go, walk)
+        arrived = self._account(m, go, write, walk, inside)
+        m.d.comb += go.eq(step & arrived)
+        with m.If(step):
+            m.d.sync += [read.eq(go), valid.eq(read)]
+        m.d.comb += out.i.payload.as_value().eq(self._word(m, go, write, step, walk, inside))
         return m
 
-    def _loops(self, m: Module, go: Value) -> list[Value]:
-        """The loops' counters; returns whether the next tap is in another frame, row, pixel..., innermost level last."""
-        ends: list[Value] = [Const(1)]  # all levels inside this one are at their last iteration, innermost first
-        for name in reversed(self.levels):
-            count = self._counts[name]
-            last = Signal(name=f"{name}_last")
-            if count == 1:
-                m.d.comb += last.eq(ends[-1])
-            else:
-                index = counter(count, name)
-                m.d.comb += last.eq(ends[-1] & (index == count - 1))
-                with m.If(go & ends[-1]):
-                    m.d.sync += index.eq(Mux(index == count - 1, 0, index + 1))
-            ends.append(last)
-        return ends[::-1]
-
-    @staticmethod
-    def _choose(m: Module, name: str, choices: list[tuple[Value, int]], bits: int) -> Signal:
-        """The constant of the outermost level that advances."""
-        chosen = Signal(signed(bits), name=name)
-        for k, (advances, value) in enumerate(choices):
-            with m.If(advances) if k == 0 else m.Elif(advances):
-                m.d.comb += chosen.eq(value)
-        return chosen
-
-    def _inside(self, m: Module, go: Value, wraps: list[Value]) -> Value:
+    def _inside(self, m: Module, go: Value, walk: Walk) -> Signal:
         """Whether the current tap lies in the map."""
-        flags = []
+        flags, initially = [], True
         for name, size, steps, pad in (
             ("row", self.height, self._rows, self.window.pad[0]),
             ("col", self.width, self._cols, self.window.pad[1]),
         ):
             moves = self._moves(steps, 0)
             bits = (2 * size + sum(abs(v) for v in moves) + pad).bit_length() + 1
-            position = Signal(signed(bits), init=-pad, name=name)
+            position = Signal(signed(bits), init=moves[walk.first] - pad, name=name)  # of the next tap
             with m.If(go):
-                m.d.sync += position.eq(position + self._choose(m, f"{name}_move", list(zip(wraps, moves, strict=True)), bits))
+                m.d.sync += position.eq(position + walk.choose(m, f"{name}_move", moves, signed(bits)))
             flags.append((position >= 0) & (position < size))
-        return flags[0] & flags[1]
+            initially &= 0 <= -pad < size
+        inside = Signal(init=initially)
+        with m.If(go):
+            m.d.sync += inside.eq(flags[0] & flags[1])
+        return inside
 
-    def _arrived(self, m: Module, go: Value, write: Value, move: list[tuple[Value, int]], inside: Value) -> Value:
+    def _account(self, m: Module, go: Value, write: Value, walk: Walk, inside: Value) -> Value:
         """Counts what the ring holds and takes input while there is room; returns whether the current tap can be read.
 
-        It can if its beat has arrived or if it is outside; a frame's first tap also waits for the frame's first beat.
-
-        Both counts may fall below 0: the window runs ahead of the input where it needs nothing of it.
+        It can if its beat has arrived or if it is outside; a frame's first tap also waits for the frame's first beat. The counts are
+        kept one lower than what is counted, or as what is left, so that their signs alone decide.
         """
-        groups, (top, left) = self.groups, self.window.pad[:2]
-        bits = (self.height * self.width * groups + self.depth).bit_length() + 2
+        groups, (top, left), size = self.groups, self.window.pad[:2], self.height * self.width * self.groups
+        bits = (size + self.depth).bit_length() + 2
         corner = (top * self.width + left) * groups
-        ahead = Signal(signed(bits), init=corner)  # beats written from the current tap's on
-        held = Signal(signed(bits), init=corner)  # beats written from the window's corner on
-        release = zip((wraps for wraps, _ in move), (self.ring.frame, self.ring.row, self.ring.pixel), strict=False)
-        m.d.comb += self.i.ready.eq(held < self.depth)
-        moved = self._choose(m, "ahead_move", move, bits)
-        released = self._choose(m, "released", [(w, n * groups) for w, n in release], bits)
-        m.d.sync += ahead.eq(ahead + write - Mux(go, moved, 0))
-        m.d.sync += held.eq(held + write - Mux(go, released, 0))
+        ahead = Signal(signed(bits), init=corner - 1)  # beats written from the current tap's on, less 1
+        fresh = Signal(signed(bits), init=-1)  # beats written from the current frame's first on, less 1
+        room = Signal(signed(bits), init=self.depth - 1 - corner)  # places free behind the beats from the window's corner on, less 1
+        beats = {n: (self._rows[n] * self.width + self._cols[n]) * groups + (n == "group") for n in self.levels}
+        release = [self.ring.frame, self.ring.row, self.ring.pixel]
+        passed = walk.ready(m, go, "passed", [-n for n in self._moves(beats, size)], signed(bits))
+        freed = walk.ready(m, go, "freed", [n * groups - 1 for n in release] + [-1] * (len(self.levels) - 2), signed(bits))
+        ends = walk.ready(m, go, "frame_ends", [1] + [0] * len(self.levels), 1)
+        m.d.comb += self.i.ready.eq(~room[-1])
+        m.d.sync += [
+            ahead.eq(add_carry(ahead, Mux(go, passed, 0), write)),
+            fresh.eq(add_carry(fresh, Mux(go & ends, -size, 0), write)),
+            room.eq(add_carry(room, Mux(go, freed, -1), ~write)),
+        ]
         first = Signal(init=1)  # tap of the frame
         with m.If(go):
-            m.d.sync += first.eq(move[0][0])
-        return Mux(first, ahead > corner, (ahead > 0) | ~inside)
+            m.d.sync += first.eq(ends)
+        return Mux(first, ~fresh[-1], ~ahead[-1] | ~inside)
 
-    def _memory(self, m: Module, go: Value, write: Value, step: Value, inside: Value, move: list[tuple[Value, int]]) -> None:
-        """The memory, its addresses, and the two stages behind it."""
+    def _word(self, m: Module, go: Value, write: Value, step: Value, walk: Walk, inside: Value) -> Value:
+        """The memory, its addresses, and the word two steps after its tap."""
         depth, groups = self.depth, self.groups
         m.submodules.rows = rows = memory.Memory(shape=self.lanes.width, depth=depth, init=[])
         w_port, r_port = rows.write_port(), rows.read_port()
         corner = (self.window.pad[0] * self.width + self.window.pad[1]) * groups
         w_addr = Signal(len(w_port.addr), init=corner % depth)
-        r_addr = counter(depth, "r_addr")  # the tap at the window's first corner is beat 0 of the ring
+        beats = {n: (self._rows[n] * self.width + self._cols[n]) * groups + (n == "group") for n in self.levels}
+        moves = self._moves(beats, self.height * self.width * groups)
+        r_addr = ring_address(m, go, walk, moves, depth)  # the tap at the window's first corner is beat 0 of the ring
         m.d.comb += [w_port.addr.eq(w_addr), w_port.data.eq(self.i.payload.as_value()), w_port.en.eq(write)]
         with m.If(write):
             m.d.sync += w_addr.eq(Mux(w_addr == depth - 1, 0, w_addr + 1))
         m.d.comb += [r_port.addr.eq(r_addr), r_port.en.eq(step)]
-        bits = depth.bit_length() + 1
-        with m.If(go):
-            m.d.sync += r_addr.eq(wrap_add(r_addr, self._choose(m, "r_move", [(w, n % depth) for w, n in move], bits), depth))
-        valid, outside = Signal(), Signal()
-        shape = self.o.payload.shape()
-        fill = Const(shape.const([self.fill] * self.lanes.lanes).as_bits(), self.lanes.width)
+        outside, word = Signal(2), Signal(self.lanes.width, reset_less=True)  # block RAM is slow: nothing between it and a register
         with m.If(step):
-            m.d.sync += [valid.eq(go), outside.eq(~inside), self.o.valid.eq(valid)]
-            m.d.sync += self.o.payload.as_value().eq(Mux(outside, fill, r_port.data))
+            m.d.sync += [outside.eq(Cat(~inside, outside)), word.eq(r_port.data)]
+        fill = self.o.payload.shape().const([self.fill] * self.lanes.lanes).as_bits()
+        return Mux(outside[1], Const(fill, self.lanes.width), word)

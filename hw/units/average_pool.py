@@ -16,7 +16,7 @@ from hw.units.base import Unit, signature
 class AveragePoolUnit(Unit):
     """Exact sum of every window, 0 outside the map. Golden model: :meth:`sw.ops.average_pool.AveragePool.golden`.
 
-    Throughput: one tap of ``i.lanes`` channels a cycle. Latency: four cycles from the last beat that a result needs.
+    Throughput: one tap of ``i.lanes`` channels a cycle. Latency: five cycles from the last beat that a result needs.
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``i``; ``o``: as many lanes, wide
     enough for the sums. Raises ValueError if the window or the lanes do not fit.

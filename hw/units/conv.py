@@ -29,7 +29,7 @@ class ConvUnit(Unit):
 
     Golden model: sw.ops.conv.Conv.golden. A window stage (where the kernel, stride or padding needs one) and a matrix-vector
     unit. Throughput: an output pixel every ceil(OC / PE) · KH · KW · ceil(IC / SIMD) cycles, back to back across pixels and
-    frames. Latency: that of the window (3 cycles after the last beat needed) plus ``matvec.latency`` after it.
+    frames. Latency: that of the window (4 cycles after the last beat needed) plus ``matvec.latency`` after it.
 
     Parameters
     ----------

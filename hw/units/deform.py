@@ -19,8 +19,8 @@ class DeformUnit(Unit):
 
     A gather stage reads the four neighbours of each tap's position and interpolates, a row of multipliers accumulates.
     Throughput: one tap of ``i.lanes`` channels a cycle, for every pattern of offsets. Latency: the first result of a
-    frame leaves nine cycles (eleven if ``frac_bits`` > 0) and one more for each further tap after row R has arrived.
-    Interpolation takes 3 further small multipliers a lane (``frac_bits`` wide on one side), which ``multipliers`` does not count.
+    frame leaves 11 cycles (16 if ``frac_bits`` > 0, 18 if it is 4) and one more for each further tap after row R has arrived.
+    Interpolation takes no multipliers: three adder trees of ``frac_bits`` + 1 terms a lane.
 
     Parameters: ``height``, ``width``, ``channels`` of both maps; ``weights`` (K, K, C), K odd; ``bias`` (C,) at the scale of the
     accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: codes beyond saturate; ``base``: 2^F (the

@@ -18,7 +18,7 @@ class DepthwiseUnit(Unit):
     """One kernel a channel, bias added. Golden model: :meth:`sw.ops.depthwise.Depthwise.golden`.
 
     A line buffer emits the taps of each channel group, ``taps`` of them a cycle are multiplied and added. Throughput: ``taps``
-    taps of ``i.lanes`` channels a cycle, at most a beat. Latency from the last beat that a result needs: six cycles with one
+    taps of ``i.lanes`` channels a cycle, at most a beat. Latency from the last beat that a result needs: seven cycles with one
     tap; with several, see :class:`hw.lib.taps.WindowTaps`, KH·KW / ``taps`` + 3 and the stages of an adder tree.
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``weights`` (KH, KW, C); ``bias`` (C,);

@@ -15,7 +15,7 @@ from hw.units.base import Unit, signature
 class MaxPoolUnit(Unit):
     """Greatest value of every window, outside the map never. Golden model: :meth:`sw.ops.max_pool.MaxPool.golden`.
 
-    Throughput: one tap of ``i.lanes`` channels a cycle. Latency: four cycles from the last beat that a result needs.
+    Throughput: one tap of ``i.lanes`` channels a cycle. Latency: five cycles from the last beat that a result needs.
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``i`` lanes of both streams.
     Raises ValueError if the window does not fit.

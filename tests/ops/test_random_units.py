@@ -179,7 +179,7 @@ def depthwise(draw: Draw) -> Drawn:
         assert taps > 1 and "pad must leave" in str(error)
         name, taps = "1", 1
         unit = DepthwiseUnit(**arguments)
-    latency = first_window(x, w, -(-x.channels // count)) + 6 if taps == 1 else None
+    latency = first_window(x, w, -(-x.channels // count)) + 7 if taps == 1 else None
     return drawn(draw, op, (x,), count, unit=unit, latency=latency, **of(w), taps=name)
 
 
@@ -212,7 +212,7 @@ def pool(draw: Draw) -> Drawn:
     x = fitting(draw, w)
     op: Op = draw.pick([ops.MaxPool(window=w), ops.AveragePool(window=w)], 6)
     count = draw(st.integers(1, x.channels))
-    latency = first_window(x, w, -(-x.channels // count)) + 4
+    latency = first_window(x, w, -(-x.channels // count)) + 5
     return drawn(draw, op, (x,), count, latency=latency, **of(w))
 
 

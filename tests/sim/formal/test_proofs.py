@@ -115,10 +115,10 @@ class GivesTwice(Fork):
 class ShortRing(WindowStage):
     """A line buffer one beat too short, that believes to be as long as it must be."""
 
-    def _arrived(self, *args: Any) -> Any:
+    def _account(self, *args: Any) -> Any:
         self.ring = self.whole
         try:
-            return super()._arrived(*args)
+            return super()._account(*args)
         finally:
             self.ring = self.short
 
