@@ -54,6 +54,12 @@ MAPS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", LINES)
 def test_line_buffer_reads_what_has_come_and_has_not_been_overwritten(name: str) -> None:
+    prove(windows(WindowStage(i=BIT, **LINES[name]), patience=8), "bmc", 14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+def test_line_buffer_for_all_time(name: str) -> None:
     prove(windows(WindowStage(i=BIT, **LINES[name]), patience=8), "prove")
 
 
