@@ -23,7 +23,12 @@ def test_recipes_hold_options_that_exist(name: str) -> None:
 def test_given_options_override_the_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     real = steps.upward
-    monkeypatch.setattr(steps, "upward", lambda n: (lambda run, **o: seen.append(o) or {}) if n in ("train", "quantize") else real(n))
+
+    def note(run: Path, **options: Any) -> dict[str, Any]:
+        seen.append(options)
+        return {}
+
+    monkeypatch.setattr(steps, "upward", lambda name: note if name in ("train", "quantize") else real(name))
     steps.train(tmp_path, recipe="cells", data=tmp_path, epochs=1)
     steps.quantize(tmp_path, recipe="cells", data=tmp_path, lr=1.0)
     assert seen[0] == {**recipe("cells").train, "data": tmp_path, "epochs": 1}
