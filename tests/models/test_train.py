@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {"size": (64, 64), "batch": 4, "flip": False, "worker
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train(folder, data=data, epochs=8, lr=4e-3, **SETTINGS)
+    train(folder, data=data, epochs=8, lr=4e-3, keep="last", **SETTINGS)
     return folder
 
 
