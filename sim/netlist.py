@@ -47,7 +47,7 @@ def behaviour(text: str, family: Family) -> str:
     cells = Path(spec.origin).parent / "share" / CELLS[family]
     script = (
         f"read_verilog -nooverwrite {cells}", "read_verilog -overwrite dsp.v", "read_verilog netlist.v",
-        f"hierarchy -top {TOP}", "proc", "flatten", "opt_clean", f"hierarchy -check -top {TOP}", f"write_verilog -noattr {TOP}.v",
+        f"hierarchy -top {TOP}", "proc", "flatten", f"hierarchy -check -top {TOP}", "opt_clean", f"write_verilog -noattr {TOP}.v",
     )  # fmt: skip
 
     def build(folder: Path) -> None:
