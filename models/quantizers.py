@@ -18,7 +18,7 @@ from brevitas.quant.solver.weight import WeightQuantSolver
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from models.ops.deform import SquareDeform, square_deform
+from models.ops.deform import SQUARE, SquareDeform, deform_conv
 
 #: An integer bias stays below this.
 BIAS_LIMIT = 2**22
@@ -234,17 +234,22 @@ class QuantConv(_Placed, qnn.QuantConv2d):
 
 
 class QuantDeform(QuantConv):
-    """Square deformable depthwise convolution with quantized weights, and a bias where a batch norm was folded in."""
+    """Deformable depthwise convolution with quantized weights, and a bias where a batch norm was folded in. ``taps``: its offsets' kind."""
+
+    taps = SQUARE
 
     def forward(self, x: Tensor, o: Tensor) -> Tensor:  # type: ignore[override]
+        def gather(weight: Tensor) -> Tensor:
+            return deform_conv(x, o, weight, groups=self.groups, taps=self.taps)
+
         if self.bypass:
-            plain = square_deform(x, o, self.weight)
+            plain = gather(self.weight)
             return plain if self.bias is None else plain + self.bias.view(1, -1, 1, 1)
         if self.bias is None:
             self.raise_floor()
-            return square_deform(x, o, self.weight_quant(self.weight).value)
+            return gather(self.weight_quant(self.weight).value)
         weight, bias = self.parameters_quantized(x)
-        y: Tensor = square_deform(x, o, weight.value) + bias.value.view(1, -1, 1, 1)
+        y: Tensor = gather(weight.value) + bias.value.view(1, -1, 1, 1)
         return y
 
 
@@ -265,6 +270,7 @@ def quant_deform(conv: SquareDeform, bits: int) -> QuantDeform:
     c = conv.channels
     kind = {"weight_quant": weight_quantizer(bits)} | ({} if conv.bias is None else {"bias_quant": Int24Bias})
     quantized = QuantDeform(c, c, 3, padding=1, groups=c, bias=conv.bias is not None, **kind)
+    quantized.taps = conv.taps
     with torch.no_grad():
         quantized.weight.copy_(conv.weight)
         if conv.bias is not None:

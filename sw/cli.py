@@ -20,6 +20,7 @@ from rich.table import Table
 
 from hw.params import Multiplier
 from sw import steps
+from sw.cli_ablation import add_ablation
 from sw.cli_bench import add_bench
 from sw.cli_train import add_training, parse_size
 from sw.cli_zoo import add_verbs
@@ -298,6 +299,7 @@ def demo(
 
 add_bench(app, screen, bars, say, stoppable)
 add_training(verb, show, bars)
+add_ablation(verb, screen, say)
 add_verbs(app, screen, bars)
 
 

@@ -40,6 +40,7 @@ UPWARD = {
     "draw": "models.evaluate:draw_detections",
     "presets": "models.detectors.codenet:PRESETS",
     "describe": "models.counting:describe",
+    "ablation": "models.ablation:ablation",
     "bench_deform": "models.bench:bench_deform",
     "bench_golden": "models.bench:bench_golden",
     "zoo": "models.zoo:systems",
@@ -105,6 +106,12 @@ def sensitivity(run: Path, *, data: Path | None = None, **options: Any) -> dict[
     """AP50 lost by each layer's quantization alone; the options are those of ``models.sensitivity.sensitivity``."""
     result: dict[str, Any] = upward("sensitivity")(run, data=data or data_of(run), **options)
     return result
+
+
+def ablation(out: Path, **options: Any) -> dict[str, Any]:
+    """Train, quantize and evaluate every deformable variant; the options are those of ``models.ablation.ablation``."""
+    record: dict[str, Any] = upward("ablation")(out, **options)
+    return record
 
 
 def data_of(run: Path) -> Path:

@@ -1,0 +1,353 @@
+"""What each restriction of the deformable operator costs: CoDeNet's table 1 (spec: float and W4A8, several seeds) for any data set.
+
+Every variant is network Q with another spatial operator in its decoder, trained by one recipe: static depthwise 3x3 and 9x9, then
+deformable with free offsets (original), free and bounded, square and bounded. The rounded and the bilinear variants (F fraction bits)
+start from the float network of the bounded square one of their seed. All are then quantized to W4A8 by one recipe; the offsets of
+the variants without F stay float in it, since that is what F is about. The last network counts, and none is chosen by a figure.
+Each run leaves its result in a file of its own; a repeated call goes on where it stopped.
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import checkpoint
+from models.batches import Batches, Views
+from models.data.digits import write_digits
+from models.data.folder import Folder, open_folder
+from models.data.voc import Sample
+from models.detectors.codenet import Codenet, CodenetConfig
+from models.epochs import run_epochs, write_json
+from models.ops.deform import FREE, OFFSET_MAX, OFFSET_MIN, SQUARE, SquareDeform
+from models.qat import activation_quantizers, calibrate, prepare, snapped
+from models.quantize import QuantTrainer, calibration_batches
+from models.score import score, torch_network
+from models.train import Trainer, TrainOptions, make_config, start_model
+from sw.files import whole_file
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+#: The float networks' figures and the quantized ones'.
+STAGES = ("float", "w4a8")
+FIGURES = ("ap", "ap50", "ap75", "ap50_nms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of the table. start: the variant whose float network this one begins with; frac_bits: F (None: offsets stay float)."""
+
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    square: bool = True
+    bounded: bool = True
+    frac_bits: int | None = None
+    start: str | None = None
+
+    @property
+    def static(self) -> bool:
+        return self.network.get("gather") == "static"
+
+
+VARIANTS = {
+    "dw3x3": Variant(network={"gather": "static", "kernel": 3}),
+    "dw9x9": Variant(network={"gather": "static", "kernel": 9}),
+    "original": Variant(square=False, bounded=False),
+    "bounded": Variant(square=False),
+    "bounded-square": Variant(),
+    "rounded": Variant(frac_bits=0, start="bounded-square"),
+    **{f"bilinear-{f}": Variant(frac_bits=f, start="bounded-square") for f in (1, 2, 3, 4)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One recipe for all rows. images: of the training split, the first so many (0: all). epochs: of float training; tune: of variants
+    that start from another; recover: of quantization-aware training. trunk: a float checkpoint, of which everything before the decoder
+    is taken, or a ShuffleNetV2 state dict; None: random weights."""
+
+    preset: str = "tiny"
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    images: int = 0
+    epochs: int = 40
+    tune: int = 4
+    recover: int = 4
+    batch: int = 16
+    lr: float = 2e-3
+    tune_lr: float = 5e-4
+    recover_lr: float = 5e-4
+    flip: bool = True
+    augmentation: float = 0.8
+    box_area: float = 0.0
+    trunk: str | None = None
+    split: str = "train"
+    evaluate_split: str = "test"
+
+
+SHIPPED = str(Path(__file__).parent / "checkpoints" / "tiny_digits.pt")
+#: digits: the embedded set, sized for two seeds in two hours on two cores.
+RECIPES = {
+    "digits": Recipe(images=1500, epochs=6, tune=1, recover=1, flip=False, augmentation=0.3, trunk=SHIPPED),
+    "cells": Recipe(preset="small", network={"size": (256, 320), "laterals": True}, box_area=0.3),
+    "steel": Recipe(preset="small", network={"size": (192, 192), "laterals": True}, epochs=14, tune=2, recover=2, box_area=0.3),
+}
+
+
+class FreeDeform(SquareDeform):
+    """Depthwise 3x3 with a free offset for every tap: 18 numbers a pixel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.taps = FREE
+
+
+def build(config: CodenetConfig, variant: Variant, seed: int = 0) -> Codenet:
+    """The network of a variant with random weights, the same in all variants where shapes agree."""
+    torch.manual_seed(seed)
+    model = Codenet(dataclasses.replace(config, **variant.network, frac_bits=variant.frac_bits or 0))
+    if variant.static:
+        return model
+    for path, module in list(model.named_modules()):
+        if isinstance(module, SquareDeform) and not variant.square:
+            free = FreeDeform(module.channels)
+            free.load_state_dict(module.state_dict())
+            where, offset = path.rpartition(".")[0], nn.Conv2d(module.channels, 2 * 9, 1)
+            for value in offset.parameters():
+                nn.init.zeros_(value)
+            model.set_submodule(path, free)
+            model.set_submodule(f"{where}.offset", offset)
+            model.set_submodule(f"{where}.bound", nn.Hardtanh(OFFSET_MIN, OFFSET_MAX) if variant.bounded else nn.Identity())
+        elif isinstance(module, SquareDeform) and variant.frac_bits is not None:
+            module.taps = dataclasses.replace(SQUARE, frac_bits=variant.frac_bits)
+    return model
+
+
+class VariantTrainer(Trainer):
+    """A trainer of networks that their configuration alone does not describe."""
+
+    def averaged(self) -> Codenet:
+        model = copy.deepcopy(self.model).cpu()
+        for module in model.modules():
+            module._forward_hooks.clear()  # deep supervision's
+        model.load_state_dict({name: value.cpu() for name, value in self.average.state.items()})
+        return model.eval()
+
+
+class Some:
+    """The first ``count`` samples of a folder (0: all)."""
+
+    def __init__(self, folder: Folder, count: int) -> None:
+        self.folder, self.count = folder, min(count or len(folder), len(folder))
+        self.split, self.classes, self.teaches_difficult = folder.split, folder.classes, folder.teaches_difficult
+        self.check = folder.check
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.folder[index]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One table in the making: where it is written, from which data, by which recipe."""
+
+    out: Path
+    data: Path
+    recipe: Recipe
+    workers: int = 1
+    progress: bool = True
+
+    def folder(self, name: str, seed: int) -> Path:
+        return self.out / name / f"seed{seed}"
+
+    def key(self, name: str, seed: int) -> str:
+        """Changes with anything that changes the result."""
+        chain: list[Any] = [seed, dataclasses.asdict(self.recipe), str(self.data.resolve())]
+        while name:
+            chain.append([name, dataclasses.asdict(VARIANTS[name])])
+            name = VARIANTS[name].start or ""
+        return hashlib.sha256(json.dumps(chain, sort_keys=True).encode()).hexdigest()
+
+    def result(self, name: str, seed: int) -> dict[str, Any] | None:
+        """What a finished run found; None if it has not finished or was another one."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder(name, seed) / "result.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found if found.get("key") == self.key(name, seed) else None
+
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Train, evaluate, quantize and evaluate one variant with one seed, unless that is done."""
+        if (done := self.result(name, seed)) is not None:
+            return done
+        if (start := VARIANTS[name].start) is not None:
+            self.run(start, seed)
+        folder, model = self.folder(name, seed), self._float(name, seed)
+        result: dict[str, Any] = {"key": self.key(name, seed), "variant": name, "seed": seed, "float": self._score(model)}
+        result["w4a8"] = self._score(self._quantized(name, seed, model))
+        write_json(folder / "result.json", result)
+        return result
+
+    def _config(self) -> CodenetConfig:
+        classes = open_folder(self.data, self.recipe.split).classes
+        return make_config(self.recipe.preset, classes, **self.recipe.network)
+
+    def _batches(self, config: CodenetConfig, seed: int) -> Batches:
+        r, folder = self.recipe, Some(open_folder(self.data, self.recipe.split, config.classes), self.recipe.images)
+        views = Views(folder, config.size, random=r.augmentation, flip=r.flip, seed=seed)
+        batches = Batches(views, config, batch=r.batch, seed=seed, workers=self.workers, box_area=r.box_area)
+        views.fill()
+        return batches
+
+    def _float(self, name: str, seed: int) -> Codenet:
+        """The trained float network; read back where it is there."""
+        r, variant, folder, key = self.recipe, VARIANTS[name], self.folder(name, seed), self.key(name, seed)
+        model = build(self._config(), variant, seed)
+        if (found := _read(folder / "float.pt", key)) is not None:
+            model.load_state_dict(found)
+            return model.eval()
+        if variant.start is not None:
+            begun = _read(self.folder(variant.start, seed) / "float.pt", self.key(variant.start, seed))
+            assert begun is not None, "the variant to start from is run before"
+            model.load_state_dict(begun)
+        elif r.trunk is not None:
+            _take_trunk(model, Path(r.trunk), seed)
+        epochs, lr = (r.tune, r.tune_lr) if variant.start else (r.epochs, r.lr)
+        options = TrainOptions(preset=r.preset, epochs=epochs, batch=r.batch, lr=lr, flip=r.flip, augmentation=r.augmentation, seed=seed)
+        batches = self._batches(model.config, seed)
+        trainer = VariantTrainer(model, options, steps=epochs * len(batches))
+        trainer.resume(folder / "train.ckpt", key)
+        run_epochs(trainer, batches, epochs, folder / "train.ckpt", key, title=f"{name}, seed {seed}", progress=self.progress)
+        trained = trainer.averaged()
+        checkpoint.save(folder / "float.pt", {"key": key, "state": trained.state_dict()})
+        (folder / "train.ckpt").unlink()
+        return trained
+
+    def _quantized(self, name: str, seed: int, teacher: Codenet) -> Codenet:
+        """The fake-quantized network after recovery, ready to be evaluated."""
+        r, folder, key = self.recipe, self.folder(name, seed), self.key(name, seed)
+        batches, model = self._batches(teacher.config, seed + 1), prepare(teacher)
+        calibrate(model, calibration_batches(batches.views.folder, teacher.config.size))
+        if VARIANTS[name].frac_bits is None:
+            for path, quantizer in activation_quantizers(model).items():
+                if path.endswith((".bound", ".offset")):
+                    quantizer.bypass, quantizer.clamps = True, VARIANTS[name].bounded
+        steps = max(1, r.recover * len(batches))
+        trainer = QuantTrainer(model, teacher, steps=steps, lr=r.recover_lr, teaching=1.0)
+        trainer.resume(folder / "quantize.ckpt", key)
+        run_epochs(trainer, batches, r.recover, folder / "quantize.ckpt", key, title=f"{name}, seed {seed}, W4A8", progress=self.progress)
+        return snapped(model)
+
+    def _score(self, model: Codenet) -> dict[str, Any]:
+        folder = open_folder(self.data, self.recipe.evaluate_split, model.config.classes)
+        found = score(torch_network(model.eval()), folder, model.config.size, coco=True)
+        return {"ap50": found["ap50"], "ap50_nms": found["ap50_nms"], "ap": found["coco"]["ap"], "ap75": found["coco"]["ap75"]}
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    content = checkpoint.load(path)
+    state: dict[str, Any] = content["state"]
+    return state if content.get("key") == key else None
+
+
+def _take_trunk(model: Codenet, path: Path, seed: int) -> None:
+    """Everything before the decoder from a float checkpoint of this project or a ShuffleNetV2 state dict."""
+    content = checkpoint.load(path)
+    if "config" not in content:
+        given = start_model(model.config, init=None, trunk=path, seed=seed).state_dict()
+    else:
+        given = checkpoint.load_float(path).state_dict()
+    own = model.state_dict()
+    parts = ("conv1.", "stage", "conv5.")
+    fits = {k: v for k, v in given.items() if k.startswith(parts) and k in own and own[k].shape == v.shape}
+    if not fits:
+        raise ValueError(f"{path} must hold a trunk of width {model.config.width:g}: no tensor fits")
+    model.load_state_dict(fits, strict=False)
+
+
+def ablation(
+    out: Path, *, data: Path | None = None, preset: str = "digits", variants: list[str] | None = None, seeds: int = 2, workers: int = 1,
+    network: dict[str, Any] | None = None, progress: bool = True, say: Callable[[str], None] = lambda _: None, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Run every variant with every seed and write ablation.json and ablation.md to ``out``, after each run anew.
+
+    ``data``: None with the preset digits: the embedded set. ``network``: fields of CodenetConfig added to the preset's; ``changes``:
+    fields of Recipe that replace the preset's.
+    """
+    if preset not in RECIPES:
+        raise ValueError(f"preset must be one of {', '.join(RECIPES)}, not {preset!r}")
+    names = list(variants or VARIANTS)
+    if unknown := set(names) - set(VARIANTS):
+        raise ValueError(f"variants must be among {', '.join(VARIANTS)}, not {', '.join(sorted(unknown))}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, not {seeds!r}")
+    if data is None:
+        if preset != "digits":
+            raise ValueError(f"preset {preset} needs a data set")
+        data = Path("data/digits")
+        write_digits(data)
+    recipe = dataclasses.replace(RECIPES[preset], network={**RECIPES[preset].network, **(network or {})}, **changes)
+    made = Ablation(Path(out), Path(data), recipe, workers, progress)
+    results: list[dict[str, Any]] = []
+    for seed in range(seeds):  # seed by seed: a table of one seed comes first
+        for name in names:
+            done = made.result(name, seed) is not None
+            results.append(made.run(name, seed))
+            shown = ", ".join(f"{stage} AP50 {results[-1][stage]['ap50']:.4f}" for stage in STAGES)
+            say(f"{len(results)}/{seeds * len(names)} {name}, seed {seed}: {shown}{' (found)' if done else ''}")
+            record = {"data": str(data), "recipe": dataclasses.asdict(made.recipe), "seeds": seeds, "rows": rows(results), "runs": results}
+            write_json(made.out / "ablation.json", record)
+            with whole_file(made.out / "ablation.md") as temporary:
+                temporary.write_text(table(record))
+    return record
+
+
+def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and spread (standard deviation over seeds; None of one seed) of every figure, by variant."""
+    found = []
+    for name in dict.fromkeys(r["variant"] for r in results):
+        row: dict[str, Any] = {"variant": name, "seeds": [r["seed"] for r in results if r["variant"] == name]}
+        for stage in STAGES:
+            for figure in FIGURES:
+                values = [r[stage][figure] or 0.0 for r in results if r["variant"] == name]
+                row[f"{stage}_{figure}"] = mean(values)
+                row[f"{stage}_{figure}_spread"] = stdev(values) if len(values) > 1 else None
+        found.append(row)
+    return found
+
+
+def table(record: dict[str, Any]) -> str:
+    """The rows as Markdown, in the columns of CoDeNet's table 1."""
+    titles = [f"{stage} {figure}" for stage in ("float", "W4A8") for figure in ("AP", "AP50", "AP75", "AP50 NMS")]
+    lines = [
+        f"Ablation on {record['data']}, split {record['recipe']['evaluate_split']}, percent, mean ± standard deviation over seeds.",
+        "Single pass; AP50 area metric, AP and AP75 as COCO has them, all without NMS unless labelled. W4A8: fake-quantized PyTorch.",
+        "Rows with F offsets start from bounded-square's float network and train on; in the others offsets stay float in W4A8.",
+        "",
+        f"| operator | DW | bound | square | offsets | seeds | {' | '.join(titles)} |",
+        "|---" * (6 + len(titles)) + "|",
+    ]
+    for row in record["rows"]:
+        variant = VARIANTS[row["variant"]]
+        marks = ["y", *("" if variant.static or not flag else "y" for flag in (variant.bounded, variant.square))]
+        offsets = "" if variant.static else "float" if variant.frac_bits is None else f"F = {variant.frac_bits}"
+        cells = [_cell(row[f"{stage}_{figure}"], row[f"{stage}_{figure}_spread"]) for stage in STAGES for figure in FIGURES]
+        lines.append(f"| {' | '.join([row['variant'], *marks, offsets, str(len(row['seeds'])), *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float, spread: float | None) -> str:
+    return f"{100 * value:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
