@@ -136,11 +136,12 @@ class VariantTrainer(Trainer):
     """A trainer of networks that their configuration alone does not describe."""
 
     def averaged(self) -> Codenet:
-        model = copy.deepcopy(self.model).cpu()
+        model: Codenet = copy.deepcopy(self.model).cpu()
         for module in model.modules():
             module._forward_hooks.clear()  # deep supervision's
         model.load_state_dict({name: value.cpu() for name, value in self.average.state.items()})
-        return model.eval()
+        model.eval()
+        return model
 
 
 class Some:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,8 @@ def settle(offset: Tensor, taps: Taps) -> Tensor:
 def tap_coordinates(offset: Tensor, taps: Taps = SQUARE) -> tuple[Tensor, Tensor]:
     """Row and column of each tap, both (N, G, K * K, OH, OW) in pixels of the map, taps row by row, for settled offsets."""
     n, _, height, width = offset.shape
-    k, kind = taps.kernel, {"dtype": offset.dtype, "device": offset.device}
+    k = taps.kernel
+    kind: dict[str, Any] = {"dtype": offset.dtype, "device": offset.device}
     tap = torch.arange(k, **kind)
     rows, columns = tap.repeat_interleave(k).view(1, 1, -1, 1, 1), tap.repeat(k).view(1, 1, -1, 1, 1)
     if taps.square:

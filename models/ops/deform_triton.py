@@ -33,7 +33,7 @@ def _near(x, channel, there, row, column, dy: tl.constexpr, dx: tl.constexpr, he
     return tl.load(x + index, mask=seen, other=0.0).to(row.dtype), near_y, near_x, index, seen
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _place(rows, columns, at, exists, height, width):  # type: ignore[no-untyped-def]
     """Positions of a tap, kept within two pixels of the map: further out nothing changes, and infinities would spread."""
     row, column = tl.load(rows + at, mask=exists, other=-2.0), tl.load(columns + at, mask=exists, other=-2.0)
@@ -133,8 +133,8 @@ class _Sample(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, rows, columns, mask, weight = ctx.saved_tensors
         gx, g_rows, g_columns = torch.zeros_like(x), torch.empty_like(rows), torch.empty_like(columns)
         g_mask, g_weight = (None if each is None else torch.zeros_like(each) for each in (mask, weight))
@@ -159,7 +159,7 @@ def deform_conv_triton(
     (n, c), (parts, size, *out) = x.shape[:2], rows.shape[1:]
     masks = None if mask is None else mask.to(dtype).view(n, parts, size, *out)
     if groups == c == weight.shape[0]:
-        y = _Sample.apply(x, rows, columns, masks, weight.reshape(c, size)).view(n, c, *out)  # type: ignore[no-untyped-call]
+        y: Tensor = _Sample.apply(x, rows, columns, masks, weight.reshape(c, size)).view(n, c, *out)  # type: ignore[no-untyped-call]
         return y if bias is None else y + bias.view(1, -1, 1, 1)
     seen = _Sample.apply(x, rows, columns, masks, None)  # type: ignore[no-untyped-call]
     y = F.conv2d(seen.view(n, c * size, *out), weight.reshape(len(weight), -1, 1, 1), bias, groups=groups)
