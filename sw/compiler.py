@@ -13,6 +13,7 @@ import hw
 import sw
 from hw.params import Lanes, Multiplier
 from hw.verilog import convert
+from sw import axi as edges
 from sw import estimate
 from sw.errors import CompileError
 from sw.files import new_folder
@@ -43,17 +44,18 @@ def compile(
     folding: Path | None = None,
     device: str | None = None,
     multiplier: Multiplier | None = None,
+    axi: bool = False,
     step: Step = lambda _: None,
 ) -> dict[str, Any]:
     """Compile ``model`` into the folder ``out`` and return the design's record (``design.json``).
 
     ``target_cycles``: cycles a frame that no unit may exceed (None: as fast as any folding can be, or as fits ``device``);
     ``folding``: a JSON file that pins nodes; ``device``: search foldings for its resources (sw/folding/search.py);
-    ``multiplier``: kind of the convolutions' multipliers (default: the device's packed ones, inferred without a device). The folder appears
-    whole or not at all; if it holds the same design already nothing is done.
+    ``multiplier``: kind of the convolutions' multipliers (default: the device's packed ones, inferred without a device); ``axi``:
+    write accelerator_axi.v and axi.json too, the accelerator behind AXI and its registers. The folder appears whole or not at all; if it holds the same design already nothing is done.
     Raises CompileError for anything that cannot be lowered.
     """
-    key = _key(model, target_cycles, folding, device, multiplier)
+    key = _key(model, target_cycles, folding, device, multiplier, axi)
     if (out / "design.json").is_file() and (found := load_design(out)).get("key") == key:
         step("up to date")
         return found
@@ -76,6 +78,11 @@ def compile(
         (folder / "accelerator.v").write_text(convert(design.accelerator(), name="accelerator"))
         step("writing Verilog with probes")
         (folder / "accelerator_sim.v").write_text(convert(design.accelerator(probes=True), name="accelerator"))
+        if axi:
+            step("writing Verilog with AXI edges")
+            wrapped = edges.wrap(design)
+            (folder / "accelerator_axi.v").write_text(convert(wrapped, name="accelerator_axi"))
+            (folder / "axi.json").write_text(json.dumps(edges.describe(wrapped), indent=1))
         (folder / "folding.json").write_text(json.dumps({n: vars(f) for n, f in folds.items()}, indent=1))
         (folder / "design.json").write_text(json.dumps(record, indent=1))
     return record

@@ -18,7 +18,7 @@ MAY_IMPORT = {"hw": {"hw"}, "sw": {"sw", "hw"}, "sim": {"sim", "sw", "hw"}, "mod
 MAY_USE = {
     "hw": {"amaranth"},
     "sw": {"numpy", "onnx", "google", "typer", "rich", "threadpoolctl"},
-    "sim": {"numpy", "cocotb", "cocotb_tools", "amaranth", "pyosys"},
+    "sim": {"numpy", "cocotb", "cocotb_tools", "cocotbext", "amaranth", "pyosys"},
     "models": {"numpy", "torch", "brevitas", "onnx", "PIL", "sklearn", "pycocotools", "rich", "matplotlib", "triton", "torchvision"},
 }
 #: Operators that are trained, and so have a file in models/ops.
