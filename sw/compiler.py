@@ -52,7 +52,8 @@ def compile(
     ``target_cycles``: cycles a frame that no unit may exceed (None: as fast as any folding can be, or as fits ``device``);
     ``folding``: a JSON file that pins nodes; ``device``: search foldings for its resources (sw/folding/search.py);
     ``multiplier``: kind of the convolutions' multipliers (default: the device's packed ones, inferred without a device); ``axi``:
-    write accelerator_axi.v and axi.json too, the accelerator behind AXI and its registers. The folder appears whole or not at all; if it holds the same design already nothing is done.
+    write accelerator_axi.v and axi.json too, the accelerator behind AXI and its registers. The folder appears whole or not at all; if it
+    holds the same design already nothing is done.
     Raises CompileError for anything that cannot be lowered.
     """
     key = _key(model, target_cycles, folding, device, multiplier, axi)

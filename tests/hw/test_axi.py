@@ -1,4 +1,6 @@
 """The AXI edges against golden: frames, wrong frames, registers, thresholds, weights from memory."""
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from hw.axi import ID, VERSION, AxiAccelerator
 from sim.axi import Scenario, packet, run_scenarios
 from sw import golden
 from sw.axi import describe, wrap
-from sw.compiler import load_graph
+from sw.compiler import compile, load_graph
 from sw.folding.fold import choose
 from sw.folding.schedule import size_fifos
 from sw.graph import Graph
@@ -83,6 +85,15 @@ def wrong_lengths(graph: Graph, dut: AxiAccelerator, frames: Array, good: list[b
         steps += [("poll", OUT, 4), ("read", IN, 4), ("read", SHORT, short), ("read", LONG, long), ("read", WRONG, 1), ("read", STATUS, 0)]
         scenarios += [Scenario(name=f"wrong_{size}_{stalls}", steps=steps, stalls=stalls) for stalls in (False, True)]
     return scenarios
+
+
+def test_compile_writes_the_wrapped_accelerator(tmp_path: Path) -> None:
+    model, out = nano_network(tmp_path / "nano.onnx"), tmp_path / "compiled"
+    compile(model, out)
+    assert not (out / "accelerator_axi.v").exists()
+    compile(model, out, axi=True)
+    assert re.search(r"module accelerator_axi\(.*s_axis_tlast", (out / "accelerator_axi.v").read_text())
+    assert json.loads((out / "axi.json").read_text()) == describe(wrapped(model)[1])
 
 
 @pytest.mark.rtl
