@@ -105,8 +105,8 @@ class VerilatorAccelerator(Accelerator):
             raise DeviceError(f"the simulation failed with status {process.returncode}: {''.join(said)[-2000:]}")
 
     def _stuck(self, work: Path, frames: int) -> str:
-        """Why nothing moves any more: the streams that wait, in network order."""
-        lines = [f"no beat moved for {self.watchdog} cycles; streams short of beats or waiting:"]
+        """Why nothing moves any more: the edges where it begins, then the state of every stream that is short, in network order."""
+        states, lines = {}, []
         names = list(self.probes)
         for line in (work / "stats.txt").read_text().splitlines():
             if line.startswith("probe "):
@@ -114,9 +114,10 @@ class VerilatorAccelerator(Accelerator):
                 _, lanes, (height, width, channels) = self.probes[names[k]]
                 want = height * width * lanes.beats(channels) * frames
                 if got < want:
-                    state = "waits for its reader" if valid and not ready else "nothing offered" if not valid else "moving"
-                    lines.append(f"  {names[k]}: {got} of {want} beats, {state}")
-        return "\n".join(lines[:40])
+                    states[names[k]] = "waits for its reader" if valid and not ready else "nothing offered" if not valid else "moving"
+                    lines.append(f"  {names[k]}: {got} of {want} beats, {states[names[k]]}")
+        header = [f"no beat moved for {self.watchdog} cycles", *stuck_edges(self.graph, states), "streams short of beats or waiting:"]
+        return "\n".join([*header, *lines][:40])
 
     def _read(self, work: Path, images: Array, keep: Collection[str]) -> Result:
         frames = len(images)
@@ -131,6 +132,20 @@ class VerilatorAccelerator(Accelerator):
         for k, entry in enumerate(self.design["outputs"]):
             outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", self.outputs[k].lanes, tuple(entry["shape"]), frames)
         return Result(outputs={t: outputs[t] for t in self.graph.outputs}, tensors=tensors, cycles=_cycles(work, frames))
+
+
+def stuck_edges(graph: Graph, states: dict[str, str]) -> list[str]:
+    """Where a standstill begins, in words: offered beats whose reader neither takes them nor itself waits for a reader."""
+    found = []
+    for tensor in (t for t, state in states.items() if state == "waits for its reader"):
+        readers = [n for n in graph.nodes if tensor in n.inputs]
+        if not readers:
+            found.append(f"stuck edge {tensor} -> outside: nobody takes it")
+        elif not any(states.get(o) == "waits for its reader" for n in readers for o in n.outputs):
+            starved = [f"{t} -> {n.name}" for n in readers for t in n.inputs if states.get(t) == "nothing offered"]
+            into = ", ".join(f"{n.name} ({n.op.name})" for n in readers)
+            found.append(f"stuck edge {tensor} -> {into}: not taken" + f", while {', '.join(starved)} brings nothing" * bool(starved))
+    return found
 
 
 class Recording(VerilatorAccelerator):

@@ -231,3 +231,38 @@ def nano_network(path: Path, *, size: int = 16, seed: int = 1) -> Path:
     deep = w.conv(deep, "pw", 2, out_scale=scale, gain=scale / w.scales[deep] * 4)
     joined = w.concat([left, deep], "joined")
     return w.save(path, [w.conv(joined, "head", 3, relu=False)])
+
+
+def random_network(path: Path, *, seed: int, size: int = 6) -> Path:
+    """A random network of splits, concats and skips around branches of unequal latency, some within others."""
+    w = QonnxWriter(size, size, seed=seed)
+    rng = np.random.default_rng([seed, 1])
+    names = (f"t{k}" for k in range(1000))
+
+    def chain(x: str, steps: int, scale: float) -> str:
+        """``steps`` layers that keep the channels; what comes out has ``scale``."""
+        channels = w.channels[x]
+        for _ in range(steps - 1):
+            x = w.conv(x, next(names), channels, kernel=3, depthwise=True) if rng.random() < 0.6 else w.conv(x, next(names), channels)
+        return w.conv(x, next(names), channels, out_scale=scale, gain=scale / w.scales[x] * 4)
+
+    def block(x: str, depth: int) -> str:
+        """Two branches that part and meet again."""
+        scale, channels = w.scales[x], w.channels[x]
+        left, right = w.split(x, [next(names), next(names)]) if channels % 2 == 0 and rng.random() < 0.6 else (x, x)
+        if depth and rng.random() < 0.5:
+            right = block(right, depth - 1)
+        right = chain(right, int(rng.integers(1, 4)), scale)
+        left = chain(left, 1, scale) if rng.random() < 0.4 else left
+        parts = [left, right] if rng.random() < 0.5 else [right, left]
+        joined = w.concat(parts, next(names))
+        halves = w.channels[joined] % 2 == 0 and rng.random() < 0.5
+        return w.shuffle(joined, next(names), height, height) if halves else joined
+
+    x, height = w.conv(w.image, "stem", 4, kernel=3), size
+    for _ in range(int(rng.integers(1, 4))):
+        x = block(x, 1)
+        x = w.conv(x, next(names), int(rng.choice([2, 4])))
+        if height == size and rng.random() < 0.5:
+            x, height = w.max_pool(x, next(names)), (size + 1) // 2
+    return w.save(path, [w.conv(x, "head", 2, relu=False)])
