@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hw.axi import ID, VERSION, AxiAccelerator
-from sim.axi import Scenario, packet, run_scenarios
+from sim.axi import Scenario, Step, packet, run_scenarios
 from sw import golden
 from sw.axi import describe, wrap
 from sw.compiler import compile, load_graph
@@ -33,7 +33,7 @@ def images(graph: Graph, count: int) -> Array:
     return np.random.default_rng(3).integers(0, 256, (count, *kind.shape))
 
 
-def receive(graph: Graph, dut: AxiAccelerator, frames: Array) -> list[tuple[str, str, bytes]]:
+def receive(graph: Graph, dut: AxiAccelerator, frames: Array) -> list[Step]:
     """Steps that take golden's answer to each frame."""
     values = golden.run(graph, frames)
     outs = {identifier(t): values[t] for t in graph.outputs}
@@ -46,21 +46,21 @@ def test_frames_registers_and_wrong_lengths(tmp_path: Path) -> None:
     frames = images(graph, 4)
     good = [packet(f, dut.lanes["image"]) for f in frames]
     beat = len(good[0]) // dut.beats["image"]
-    registers = [
+    registers: list[Step] = [
         ("read", ID_, ID), ("read", VERSION_, VERSION), ("read", CONTROL, 0), ("read", STATUS, 0), ("read", IN, 0), ("read", WRONG, 0),
         ("refuse_read", 0x28), ("refuse_read", 0x40), ("refuse_read", 0xFFC), ("refuse_write", ID_), ("refuse_write", IN),
         ("refuse_write", 0x84), ("poke", CONTROL + 1, "ff"), ("read", CONTROL, 0), ("poke", CONTROL, "01"), ("read", CONTROL, 1),
         ("poke", CONTROL + 2, "ffff"), ("read", CONTROL, 1), ("write", CONTROL, 0), ("read", CONTROL, 0),
     ]  # fmt: skip
     one = receive(graph, dut, frames[:1])
-    started = [
+    started: list[Step] = [
         ("send", good[0]), ("send", good[0]), ("quiet", 1000), ("read", STATUS, 0), ("read", IN, 0), ("write", CONTROL, 2), *one,
         ("poll", OUT, 1), ("read", IN, 1), ("read", CONTROL, 0), ("read", STATUS, 0), ("quiet", 1000), ("write", CONTROL, 2), *one,
         ("poll", OUT, 2), ("write", CONTROL, 1), ("send", good[0]), *one, ("poll", OUT, 3), ("read", CONTROL, 1),
     ]  # fmt: skip
     scenarios = [Scenario(name="registers", steps=registers), Scenario(name="registers_stalled", steps=registers, stalls=True)]
     scenarios += [Scenario(name="start", steps=started)]
-    back_to_back = [("write", CONTROL, 1), *(("send", g) for g in good), *receive(graph, dut, frames), ("poll", OUT, 4)]
+    back_to_back: list[Step] = [("write", CONTROL, 1), *(("send", g) for g in good), *receive(graph, dut, frames), ("poll", OUT, 4)]
     back_to_back += [("read", STATUS, 0)]
     scenarios += [Scenario(name="full_rate", steps=back_to_back)]
     scenarios += [Scenario(name=f"stalls_{seed}", steps=back_to_back, stalls=True, seed=seed) for seed in range(3)]
@@ -81,7 +81,8 @@ def wrong_lengths(graph: Graph, dut: AxiAccelerator, frames: Array, good: list[b
         flat[:kept] = frames[1].reshape(-1, seen.shape[-1])[:kept]
         expected = receive(graph, dut, np.stack([frames[0], seen, frames[2], frames[3]]))
         short, long = int(size < total), int(size > total)
-        steps = [("write", CONTROL, 1), ("send", good[0]), ("send", (good[1] * 3)[:size]), ("send", good[2]), ("send", good[3]), *expected]
+        sent = good[0], (good[1] * 3)[:size], good[2], good[3]
+        steps: list[Step] = [("write", CONTROL, 1), *(("send", data) for data in sent), *expected]
         steps += [("poll", OUT, 4), ("read", IN, 4), ("read", SHORT, short), ("read", LONG, long), ("read", WRONG, 1), ("read", STATUS, 0)]
         scenarios += [Scenario(name=f"wrong_{size}_{stalls}", steps=steps, stalls=stalls) for stalls in (False, True)]
     return scenarios
@@ -100,7 +101,7 @@ def test_compile_writes_the_wrapped_accelerator(tmp_path: Path) -> None:
 def test_the_micro_network_from_pixels_to_head_maps(tmp_path: Path) -> None:
     graph, dut = wrapped(micro_network(tmp_path / "micro.onnx"))
     frames = images(graph, 3)
-    steps = [("write", CONTROL, 1), *(("send", packet(f, dut.lanes["image"])) for f in frames), *receive(graph, dut, frames)]
+    steps: list[Step] = [("write", CONTROL, 1), *(("send", packet(f, dut.lanes["image"])) for f in frames), *receive(graph, dut, frames)]
     steps += [("poll", OUT, 3), ("read", SHORT, 0), ("read", LONG, 0)]
     run_scenarios(dut, [Scenario(name=f"stalls_{s}", steps=steps, stalls=s) for s in (False, True)], tmp_path / "bench")
     record = describe(dut)

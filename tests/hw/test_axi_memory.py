@@ -14,7 +14,7 @@ from hw.top import Accelerator, Link, Port
 from hw.units.base import Unit
 from hw.units.decode import DecodeUnit
 from hw.units.split import SplitUnit
-from sim.axi import Scenario, packet, run_scenarios
+from sim.axi import Scenario, Step, packet, run_scenarios
 from sw.ops import Array, TensorType
 from sw.ops.decode import Decode
 
@@ -79,14 +79,14 @@ def test_threshold_and_weights_from_memory(tmp_path: Path) -> None:
     least, base = dut.addresses["least"], dut.addresses["weights"]
     places = (0xFD0, 0x2A000)  # the first region crosses a page
 
-    def take(k: int, threshold: int, which: int) -> list[tuple[str, str, bytes]]:
+    def take(k: int, threshold: int, which: int) -> list[Step]:
         maps = np.split(x[k : k + 1], np.cumsum(PARTS)[:-1], axis=3)
         boxes = decode(threshold).golden(*maps)[0][0]
-        steps = {"boxes": boxes, "sums": sums(x[k], weights[which])}
-        return [("receive", n, packet(v, dut.lanes[n])) for n, v in steps.items()]
+        results = {"boxes": boxes, "sums": sums(x[k], weights[which])}
+        return [("receive", n, packet(v, dut.lanes[n])) for n, v in results.items()]
 
-    send = [("send", packet(frame, dut.lanes["image"])) for frame in x]
-    steps = [("load", "weights", at, dut.readers["weights"].image(beats)) for at, beats in zip(places, payloads, strict=True)]
+    send: list[Step] = [("send", packet(frame, dut.lanes["image"])) for frame in x]
+    steps: list[Step] = [("load", "weights", at, dut.readers["weights"].image(beats)) for at, beats in zip(places, payloads, strict=True)]
     steps += [("read", least, LEAST), ("write", base, places[0]), ("read", base, places[0])]
     steps += [("write", base + 4, 0x1FF), ("read", base + 4, 0xFF), ("write", base + 4, 0)]
     steps += [("write", Register.CONTROL, 1), send[0], send[1], *take(0, LEAST, 0), *take(1, LEAST, 0)]
