@@ -65,7 +65,8 @@ def build() -> tuple[AxiAccelerator, HeldMatVec]:
 def sums(x: Array, weights: Array) -> Array:
     """The convolution of a frame (H, W, 7), output channel groups first."""
     y = x.reshape(H * W, 7) @ weights.T + np.array(BIAS)
-    return y.reshape(H * W, OUTPUTS // PE, PE).transpose(1, 0, 2).reshape(1, -1, PE)
+    ordered: Array = y.reshape(H * W, OUTPUTS // PE, PE).transpose(1, 0, 2).reshape(1, -1, PE)
+    return ordered
 
 
 @pytest.mark.rtl
