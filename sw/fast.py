@@ -65,7 +65,7 @@ def _depthwise(op: Depthwise, x: TensorType) -> Kernel:
     taps = op.weights.reshape(-1, channels).astype(dtype)
 
     def run(image: Floats) -> tuple[Floats, ...]:
-        cut = windows(image.astype(dtype, copy=False)[None], op.window)[0]  # type: ignore[arg-type]
+        cut = windows(image.astype(dtype, copy=False)[None], op.window)[0]
         acc = np.empty((*cut.shape[:2], channels), dtype)
         acc[...] = op.bias
         product = np.empty_like(acc)

@@ -26,7 +26,7 @@ def test_variants_are_the_operators_they_are_named_after() -> None:
     for name, variant in VARIANTS.items():
         model = build(SMALL, variant).eval()
         assert model(x)[0].shape == (1, 2, 8, 8)
-        stage = model.decoder[0]
+        stage: Any = model.decoder[0]
         if variant.static:
             assert stage.static.kernel_size == (int(name[-1]),) * 2
             continue

@@ -57,7 +57,7 @@ def by_loop(given: dict[str, Any]) -> Tensor:
     taps: Taps = given["taps"]
     x, weight, offset, k = given["x"], given["weight"], settle(given["offset"], taps), taps.kernel
     share = x.shape[1] // given["groups"]
-    y = given["bias"].view(1, -1, 1, 1).repeat(len(x), 1, *offset.shape[2:])
+    y: Tensor = given["bias"].view(1, -1, 1, 1).repeat(len(x), 1, *offset.shape[2:])
     for n, o, r, c, i, j in itertools.product(range(len(x)), range(8), *map(range, offset.shape[2:]), range(k), range(k)):
         t = 2 * (i * k + j)
         row = r * taps.stride - taps.pad + i * taps.dilation + float(offset[n, t, r, c])
@@ -100,7 +100,7 @@ def test_random_options_agree_with_onnx_reference() -> None:
             frac_bits=[None, 0, 1, 4][rng.integers(4)],
         )  # fmt: skip
         given = case(taps, tuple(rng.integers(2, 6, 2)), groups=int(rng.choice(GROUPS)), mask=bool(rng.integers(2)), seed=seed)
-        torch.testing.assert_close(deform_conv(**given), by_onnx(given), rtol=0, atol=ONNX_ERROR, msg=lambda m, t=taps: f"{t}: {m}")
+        torch.testing.assert_close(deform_conv(**given), by_onnx(given), rtol=0, atol=ONNX_ERROR, msg=str(taps))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 1)])
@@ -120,7 +120,8 @@ def test_edges_of_range_and_map(square: bool) -> None:
         given["offset"] = torch.full_like(given["offset"], beyond)
         at_end = given | {"offset": torch.full_like(given["offset"], end)}
         assert torch.equal(deform_conv_exact(**given), deform_conv_exact(**at_end))
-    one = {"x": torch.ones(1, 1, 3, 3, dtype=torch.float64), "weight": torch.ones(1, 1, 1, 1, dtype=torch.float64), "taps": Taps(kernel=1)}
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    one: dict[str, Any] = {"x": torch.ones(1, 1, 3, 3, dtype=torch.float64), "weight": weight, "taps": Taps(kernel=1)}
     for moved, expected in ((-1.0, 0.0), (-0.75, 0.25), (2.0, 1.0), (2.75, 0.25), (3.0, 0.0)):
         offset = torch.zeros(1, 2, 3, 3, dtype=torch.float64)
         offset[0, 0, 0, 1] = moved
@@ -149,7 +150,7 @@ def test_rounding_passes_the_gradient_and_bounds_stop_it() -> None:
     offset = torch.tensor([[-9.0, 0.3, 8.5]], requires_grad=True)
     settled = settle(offset, Taps(bounds=(-8, 7), frac_bits=1))
     assert settled.tolist() == [[-8.0, 0.5, 7.0]]
-    settled.sum().backward()
+    settled.sum().backward()  # type: ignore[no-untyped-call]
     assert offset.grad is not None and offset.grad.tolist() == [[0.0, 1.0, 0.0]]
 
 
@@ -191,4 +192,4 @@ def test_what_does_not_fit_is_refused() -> None:
         deform_conv(**given | {"taps": Taps(stride=2)})
     for wrong in ({"kernel": 4}, {"square": True, "kernel": 2, "padding": 0}, {"bounds": (1, 1)}, {"frac_bits": 9}, {"stride": 0}):
         with pytest.raises(ValueError, match="must be"):
-            Taps(**wrong)  # type: ignore[arg-type]
+            Taps(**wrong)

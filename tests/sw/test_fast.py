@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,6 +27,9 @@ def kind(channels: int = 6, bits: int = 8, signed: bool = False) -> TensorType:
 
 WINDOW = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
 OFFSET = TensorType(height=7, width=5, channels=1, bits=6, signed=True)
+ROUNDINGS: tuple[tuple[Literal["half_up", "half_even", "floor"], int, int], ...] = (
+    ("half_up", 0, 255), ("half_even", -128, 127), ("floor", -128, 100),
+)  # fmt: skip
 REQUANT: dict[str, Any] = {"multiplier": some(6, low=2**15, high=2**16 - 1) | 1, "shift": some(6, low=17, high=24), "bits": 8}
 CASES: dict[str, tuple[Op, list[TensorType]]] = {
     "point": (Conv(weights=some(4, 1, 1, 6), bias=some(4, high=999)), [kind()]),
@@ -42,7 +45,7 @@ CASES: dict[str, tuple[Op, list[TensorType]]] = {
     ),
     **{
         f"requant {rounding}": (Requant(low=low, high=high, signed=low < 0, rounding=rounding, **REQUANT), [kind(bits=22, signed=True)])
-        for rounding, low, high in (("half_up", 0, 255), ("half_even", -128, 127), ("floor", -128, 100))
+        for rounding, low, high in ROUNDINGS
     },
     "requant of ties": (
         Requant(multiplier=np.array([1, 3, -1, 5, 7, 1]), shift=np.array([1, 2, 1, 3, 1, 2]), low=-128, high=127, bits=8, signed=True),
