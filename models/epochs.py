@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,16 @@ def best_epoch(history: History) -> int | None:
     return max(found)[1] if found else None
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of the workers that have ended, which another user of the machine hardly changes."""
+    return sum(os.times()[:4])
+
+
+def spent(history: History) -> dict[str, float]:
+    """``seconds`` that passed while training and ``cpu_seconds`` of all cores together, validation included, over all epochs."""
+    return {name: round(sum(note.get(name, 0.0) for note in history), 1) for name in ("seconds", "cpu_seconds")}
+
+
 def progress_bar(enabled: bool) -> Progress:
     """A bar on standard error with the time left; silent unless ``enabled``."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -93,7 +104,7 @@ def run_epochs(
             if watch is not None and watch.tired(trainer.history):
                 logger.info("no better figure in %d validations: stopped after %d epochs", watch.patience, epoch)
                 break
-            started, losses = time.monotonic(), []
+            started, used, losses = time.monotonic(), cpu_seconds(), []
             for each in batches.epoch(epoch):
                 losses.append(trainer.train_on(each))
                 bar.update(task, advance=1, note=f"loss {losses[-1]['loss']:.3f}")
@@ -102,6 +113,7 @@ def run_epochs(
             trainer.epochs_done = epoch + 1
             if watch is not None and watch.due(epoch + 1, epochs):
                 _validate(trainer.history, note, watch, group)
+            note["cpu_seconds"] = round(cpu_seconds() - used, 1)
             trainer.history.append(note)
             logger.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4g}" for name, value in note.items()))
             if group.first:

@@ -16,7 +16,7 @@ from models import checkpoint
 from models.batches import Batch, Batches, Views
 from models.data.folder import Folder, open_folder
 from models.detectors.codenet import Codenet, images_to_input
-from models.epochs import History, Watch, best_epoch, run_epochs, write_json
+from models.epochs import History, Watch, best_epoch, run_epochs, spent, write_json
 from models.export import export_qonnx
 from models.frozen import FrozenNetwork, freeze
 from models.losses import WH_WEIGHT, detection_loss
@@ -217,6 +217,7 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     model = snapped(model) if best is None else load_quantized(run / "quantize.best")
     write_products(run, model)
     result: dict[str, Any] = {"settings": settings, "history": trainer.history, "epoch": best or trainer.epochs_done}
+    result |= spent(trainer.history)
     if chosen.evaluate_split is not None:
         result["evaluation"] = evaluate_quantized(model, teacher, data, chosen.evaluate_split)
     write_json(run / "quantize.json", result)

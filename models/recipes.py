@@ -28,8 +28,8 @@ RECIPES = {
     ),
     "cells-q": Recipe(
         about="bccd_320, network Q as CoDeNet has it (no laterals), x0.5 trunk",
-        train={**_CELLS, "epochs": 30},
-        quantize={"epochs": 4, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 205},
+        train={**_CELLS, "epochs": 40},
+        quantize={"epochs": 20, "batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "norms": 205},
     ),
     "steel": Recipe(
         about="neu_det with laterals, x0.5 trunk",

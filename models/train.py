@@ -24,7 +24,7 @@ from models.data.folder import Folder, has_split, open_folder
 from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
 from models.detectors.trunk import load_trunk
 from models.distributed import ALONE, Group, join, pick_device
-from models.epochs import VAL, History, Watch, best_epoch, run_epochs, write_json
+from models.epochs import VAL, History, Watch, best_epoch, run_epochs, spent, write_json
 from models.schedules import EMA_DECAY, SCHEDULES, Average, learning_rate
 from models.score import score, torch_network
 from models.supervision import Objective
@@ -282,7 +282,7 @@ def _finish(run: Path, data: Path, options: TrainOptions, trainer: Trainer, sett
     with whole_file(run / "float.pt") as temporary:
         shutil.copyfile(run / f"{kept}.pt", temporary)
     result: dict[str, Any] = {"settings": settings, "history": trainer.history, "kept": kept}
-    result |= {"epoch": best if kept == "best" else trainer.epochs_done, "seconds": sum(note["seconds"] for note in trainer.history)}
+    result |= {"epoch": best if kept == "best" else trainer.epochs_done, **spent(trainer.history)}
     if options.evaluate_split is not None:
         result["evaluation"] = evaluate_float(checkpoint.load_float(run / "float.pt"), data, options.evaluate_split)
     write_json(run / "train.json", result)

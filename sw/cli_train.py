@@ -134,7 +134,8 @@ def add_training(
         record = steps.train(run, data=data, recipe=recipe, workers=workers, device=device, tensorboard=tensorboard, **options)
         if os.environ.get("RANK", "0") != "0":
             return  # of several processes the first one speaks
-        show({**record, **record.get("evaluation", {})}, as_json, "kept", "epoch", "split", "ap50", "ap50_nms", "ap50_11", "metric")
+        keys = "kept", "epoch", "split", "ap50", "ap50_nms", "ap50_11", "metric", "cpu_seconds"
+        show({**record, **record.get("evaluation", {})}, as_json, *keys)
 
     @verb()
     def quantize(
@@ -169,8 +170,8 @@ def add_training(
             split=split, evaluate_split=evaluate_split, evaluate_every=evaluate_every, keep=keep, patience=patience, seed=seed,
         )  # fmt: skip
         record = steps.quantize(run, data=data, recipe=recipe, workers=workers, **options)
-        keys = [f"{name}{suffix}" for suffix in ("", "_nms") for name in ("float_ap50", "quantized_ap50", "loss")]
-        show({**record, **record.get("evaluation", {})}, as_json, "epoch", "split", *keys)
+        figures = [f"{name}{suffix}" for suffix in ("", "_nms") for name in ("float_ap50", "quantized_ap50", "loss")]
+        show({**record, **record.get("evaluation", {})}, as_json, "epoch", "split", *figures, "cpu_seconds")
 
     @verb()
     def sensitivity(

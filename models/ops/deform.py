@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.ops import deform_cpu
+
 #: Bounds of o: the dilation o + 1 lies in [-7, 8].
 OFFSET_MIN, OFFSET_MAX = -8, 7
 #: bounds that leave offsets as they are.
@@ -120,15 +122,20 @@ def deform_conv(
     x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, *, groups: int = 1,
     taps: Taps = FREE,
 ) -> Tensor:  # fmt: skip
-    """For training: one ``grid_sample`` over all taps, then one convolution. x (N, C, H, W), weight (OC, C / groups, K, K), bias (OC,).
+    """For training. x (N, C, H, W), weight (OC, C / groups, K, K), bias (OC,). Differentiable in every tensor.
 
-    Differentiable in every tensor. Under autocast positions and samples stay float32: half precision knows no fractions of pixel 500.
+    Depthwise on a CPU: ``models.ops.deform_cpu``; else one ``grid_sample`` over all taps, then one convolution.
+    Under autocast positions and samples stay float32: half precision knows no fractions of pixel 500.
     """
     _check(x, offset, weight, mask, groups, taps)
     dtype = torch.float64 if torch.float64 in (x.dtype, offset.dtype) else torch.float32
     x, offset = x.to(dtype), offset.to(dtype)
     (n, c, height, width), k, parts = x.shape, taps.kernel, taps.groups(offset)
     rows, columns = tap_coordinates(settle(offset, taps), taps)
+    if groups == c == weight.shape[0] and x.device.type == "cpu" and deform_cpu.available():
+        seen_by = None if mask is None else mask.to(dtype).view_as(rows)
+        y: Tensor = deform_cpu.gather(x, rows, columns, weight.to(dtype).view(c, k * k).t(), seen_by)
+        return y if bias is None else y + bias.view(1, -1, 1, 1)
     # align_corners=False: no 0/0 on 1-pixel maps.
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1).flatten(0, 1)
     # Lay the K x K taps of a pixel beside each other, so that a convolution with stride K weighs and adds them.

@@ -65,6 +65,8 @@ def test_loss_falls_and_files_are_there(run: Path, data: Path) -> None:
     result = json.loads((run / "train.json").read_text())
     losses = [epoch["loss"] for epoch in result["history"]]
     assert len(losses) == 8 and losses[-1] < 0.9 * losses[0]
+    assert result["cpu_seconds"] == pytest.approx(sum(epoch["cpu_seconds"] for epoch in result["history"]), abs=0.06)
+    assert min(epoch["cpu_seconds"] for epoch in result["history"]) > 0
     assert result["evaluation"]["split"] == "val" and 0 <= result["evaluation"]["ap50"] <= 1
     model = checkpoint.load_float(run / "float.pt")
     assert model.config.classes == ("green", "red") and not model.training
@@ -105,6 +107,7 @@ def test_quantization_leaves_one_network_in_three_forms(run: Path, data: Path) -
     result = quantize(run, data=data, epochs=2, batch=8, flip=False, workers=0, progress=False)
     losses = [epoch["distillation"] for epoch in result["history"]]
     assert np.isfinite(losses).all() and {"split", "float_ap50", "quantized_ap50", "loss", "loss_nms"} <= set(result["evaluation"])
+    assert 0 < result["history"][0]["cpu_seconds"] < result["cpu_seconds"]
     frozen = FrozenNetwork.load(run / "frozen.pt")
     fake = load_quantized(run / "quantized.pt")
     images = np.stack([VocFolder(data, "val")[index].image for index in range(4)])
