@@ -105,3 +105,39 @@ class Window:
                 raise ValueError(f"a {self.kernel} window with dilation {self.dilation} does not fit {height}x{width} padded by {self.pad}")
             sizes.append(size)
         return sizes[0], sizes[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformRing:
+    """The ring of a deformable unit, in rows of the map that arrives, ``height`` of them, frame after frame.
+
+    The unit's own map is that one with every row ``repeat`` times (nearest upsampling; a power of two), and its row y touches its
+    rows y - ``reach`` to y + ``reach``.
+    """
+
+    height: int
+    reach: int
+    repeat: int = 1
+
+    @property
+    def last(self) -> int:
+        """The last row of the unit's own map."""
+        return self.height * self.repeat - 1
+
+    def first_read(self, y: int) -> int:
+        """The first arriving row that row ``y`` of the outputs touches."""
+        return max(y - self.reach, 0) // self.repeat
+
+    def last_read(self, y: int) -> int:
+        """The last one; of a ``y`` beyond the frame, counted on into the next one."""
+        frame, y = divmod(y, self.last + 1)
+        return frame * self.height + min(y + self.reach, self.last) // self.repeat
+
+    def rows(self, banks: int) -> int:
+        """The least capacity at full rate: what a row touches, and what the next one does, which arrives meanwhile.
+
+        A multiple of ``banks``, so that banks by parity do not clash where the ring wraps: 2·reach + 2 rows of a high map, but no more
+        than two frames: where a map is so low that its last outputs touch all of it, one is read while the next arrives.
+        """
+        most = max(self.last_read(y + 1) - self.first_read(y) + 1 for y in range(self.last + 1))
+        return -(-most // banks) * banks

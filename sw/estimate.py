@@ -80,11 +80,9 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
         bits, wide = _weight_bits(op), x.bits + 2 * op.frac_bits
         bilinear = 3 * op.frac_bits * wide
         macs = Area(lut=fold.lanes_out * (bits * wide + out.bits + bilinear), ff=fold.lanes_out * (out.bits + 4 * wide))
-        rows = min(2 * op.reach + 2, 2 * x.height)
-        banks = 4 if op.frac_bits else 1
-        ring = Area()
-        for _ in range(banks):
-            ring += memory(word, -(-rows * x.width * groups_in // banks))
+        ring, row_words = Area(), -(-x.width // op.banks) * groups_in
+        for _ in range(op.banks**2):
+            ring += memory(word, op.ring(x).rows(op.banks) // op.banks * row_words)
         return pipeline + macs + ring + memory(fold.lanes_out * bits, op.weights.shape[0] ** 2 * groups_out)
     if isinstance(op, Requant):
         constants = memory(fold.lanes_out * 22, groups_out)

@@ -82,7 +82,8 @@ def _deform(op: Deform, x: TensorType) -> Kernel:
     one, frac = 1 << op.frac_bits, op.frac_bits
     dtype = holding(_reach(x, op.weights.reshape(-1, channels).T, op.bias, gain=one * one))
     taps, bias = op.weights.reshape(-1, channels).astype(dtype), op.bias.astype(dtype)
-    height, width = x.height, x.width
+    height, width, up = x.height * op.upsample, x.width * op.upsample, op.upsample.bit_length() - 1
+    outside = x.height * x.width
 
     def run(image: Floats, offset: Floats) -> tuple[Floats, ...]:
         # Outside the map lies one pixel of zeros, the last row.
@@ -98,7 +99,7 @@ def _deform(op: Deform, x: TensorType) -> Kernel:
             for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)) if frac else ((0, 0),):
                 y, z = (row >> frac) + dy, (col >> frac) + dx
                 inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
-                part = flat.take(np.where(inside, y * width + z, height * width).ravel(), axis=0)
+                part = flat.take(np.where(inside, (y >> up) * x.width + (z >> up), outside).ravel(), axis=0)
                 if frac:
                     part *= ((fy if dy else one - fy) * (fx if dx else one - fx)).reshape(-1, 1).astype(dtype)
                 seen = part if seen is None else np.add(seen, part, out=seen)

@@ -120,6 +120,7 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
         high=op.high,
         base=op.base,
         free=op.free,
+        upsample=op.upsample,
         i=i,
         offset=lanes(offset, 1 + op.free),
         o=o,

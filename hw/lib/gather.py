@@ -5,10 +5,11 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.arith import add_carry, adder_tree, tree_stages
+from hw.lib.arith import add_carry
+from hw.lib.bilinear import interpolate, interpolate_stages, later
 from hw.lib.fifo import Fifo
-from hw.lib.ring import counter, deform_rows
-from hw.params import Lanes
+from hw.lib.ring import counter
+from hw.params import DeformRing, Lanes
 from hw.units.base import signature
 
 
@@ -19,15 +20,17 @@ class GatherStage(wiring.Component):
     a beat of ``offset_i`` is a tap's offset (y, x), code·2^-F, and the tap lies at p + (i, j) + offset. Rows lie in a ring of
     ``rows`` rows shared by consecutive frames, in four memories by the parity of the running row count and of the column
     (one memory if F = 0), so that all four neighbours of a position are read at once and nothing depends on the offsets.
+    With ``upsample`` f the map is the one that arrives with every pixel f×f times; the ring holds it as it arrives and a neighbour
+    (y, x) is read at (y div f, x div f): two neighbours are then one row (column) there, or two that follow each other.
     Interpolation is exact: (a·2^F + f·(b - a)) along x, then the same along y; a neighbour outside the map is 0.
 
     Throughput: one word a cycle for every pattern of offsets. Latency: eight cycles (13 if F > 0, 15 if F = 4) from the
-    last beat of row p + R; ready is registered. A row of outputs starts when row p + R has arrived, clipped to the frame, and
-    frees row p - R when it ends. Multipliers: none; interpolation takes three adder trees of F + 1 terms a lane.
+    last beat of row p + R (that it lies in); ready is registered. A row of outputs starts when row p + R has arrived, clipped to
+    the frame, and frees row p - R when it ends. Multipliers: none; interpolation takes three adder trees of F + 1 terms a lane.
 
-    Parameters: ``height``, ``width``, ``channels``; ``size`` K, odd, >= 3; ``frac_bits`` F in 0..4; ``low``, ``high``
-    of the code; ``base``: 2^F (the default) where the code is s - 1, 0 where it is s; ``free``; ``i``;
-    ``offset``: one lane, two with ``free``.
+    Parameters: ``height``, ``width``, ``channels`` of the map that arrives; ``upsample``: a power of two; ``size`` K, odd, >= 3;
+    ``frac_bits`` F in 0..4; ``low``, ``high`` of the code; ``base``: 2^F (the default) where the code is s - 1, 0 where it is s; ``free``;
+    ``i``; ``offset``: one lane, two with ``free``.
     Members: ``i``, ``offset_i`` and ``o``: lanes of ``i``, 2F bits wider. Raises ValueError for arguments out of range.
     """
 
@@ -37,7 +40,7 @@ class GatherStage(wiring.Component):
 
     def __init__(
         self, *, height: int, width: int, channels: int, size: int, frac_bits: int, low: int, high: int, i: Lanes, offset: Lanes,
-        base: int | None = None, free: bool = False,
+        base: int | None = None, free: bool = False, upsample: int = 1,
     ) -> None:  # fmt: skip
         if min(height, width, channels) < 1:
             raise ValueError(f"height, width and channels must be positive, not {(height, width, channels)!r}")
@@ -49,8 +52,11 @@ class GatherStage(wiring.Component):
             raise ValueError(f"low must be at most high, not {low!r} > {high!r}")
         if offset.lanes != 1 + free:
             raise ValueError(f"offset must have {'two lanes' if free else 'one lane'}, not {offset.lanes!r}")
-        self.free = free
+        if upsample < 1 or upsample & upsample - 1:
+            raise ValueError(f"upsample must be a power of two, not {upsample!r}")
+        self.free, self.upsample, self.halvings = free, upsample, upsample.bit_length() - 1
         self.height, self.width, self.size, self.frac_bits, self.low, self.high = height, width, size, frac_bits, low, high
+        self.out_height, self.out_width = height * upsample, width * upsample
         self.base = 1 << frac_bits if base is None else base
         self.lanes, self.groups = i, i.beats(channels)
         self.out = Lanes(lanes=i.lanes, bits=i.bits + 2 * frac_bits, signed=i.signed)
@@ -70,9 +76,14 @@ class GatherStage(wiring.Component):
         return max(abs(self.low + self.base), abs(self.high + self.base)) * half
 
     @property
+    def ring(self) -> DeformRing:
+        """Which rows of the map are kept."""
+        return DeformRing(height=self.height, reach=self.reach, repeat=self.upsample)
+
+    @property
     def rows(self) -> int:
         """Rows of the ring."""
-        return deform_rows(self.height, self.reach)
+        return self.ring.rows(self.banks)
 
     @property
     def banks(self) -> int:
@@ -86,8 +97,8 @@ class GatherStage(wiring.Component):
 
     @property
     def frame_cycles(self) -> int:
-        """One cycle a tap, group and pixel; never less than the input beats."""
-        return self.height * self.width * self.size**2 * self.groups
+        """One cycle a tap, group and pixel of the output; never less than the input beats."""
+        return self.out_height * self.out_width * self.size**2 * self.groups
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -102,47 +113,37 @@ class GatherStage(wiring.Component):
         wiring.connect(m, out.o, wiring.flipped(self.o))
         step = Signal()
         m.d.comb += step.eq(~out.i.valid | out.i.ready)
-        y, ready, row_done, frame_done = counter(self.height, "y"), Signal(), Signal(), Signal()
+        y, ready, row_done, frame_done = counter(self.out_height, "y"), Signal(), Signal(), Signal()
         self._write(m, self._account(m, step, y, ready, row_done, frame_done))
         tap = self._issue(m, step, ready, y, row_done, frame_done)
-        inside, odd = self._look_up(m, step, tap)
+        inside, odd, apart = self._look_up(m, step, tap)
         # Block RAM is slow: nothing but a register behind it.
-        words = {place: self._later(m, step, port.data, 1) for place, port in self._ports.items()}
-        found = self._neighbours(words, self._later(m, step, odd, 3), self._later(m, step, inside, 3))
+        words = {place: later(m, step, port.data, 1) for place, port in self._ports.items()}
+        found = self._neighbours(words, *(later(m, step, v, 3) for v in (odd, apart, inside)))
         if self.frac_bits:
-            later = 2 + tree_stages(self.frac_bits + 1)
-            fractions = [self._later(m, step, tap[n][: self.frac_bits], k) for n, k in (("ty", 6 + later), ("tx", 7))]
-            value = self._interpolate(m, step, found, *fractions)
-            stages = 4 + 2 * later
+            fractions = (later(m, step, tap[n][: self.frac_bits], 5) for n in ("ty", "tx"))
+            value = interpolate(m, step, self.lanes, found, *fractions)
+            stages = 5 + interpolate_stages(self.frac_bits)
         else:
             value, stages = found[0], 5
-        m.d.comb += [out.i.payload.as_value().eq(value), out.i.valid.eq(self._later(m, step, tap["valid"], stages))]
+        m.d.comb += [out.i.payload.as_value().eq(value), out.i.valid.eq(later(m, step, tap["valid"], stages))]
         return m
-
-    @staticmethod
-    def _later(m: Module, step: Value, value: Value, stages: int) -> Value:
-        """``value`` as it was ``stages`` steps ago."""
-        for _ in range(stages):
-            register = Signal(len(value))
-            with m.If(step):
-                m.d.sync += register.eq(value)
-            value = register
-        return value
 
     def _account(self, m: Module, step: Value, y: Value, ready: Signal, row_done: Value, frame_done: Value) -> Signal:
         """Counts whole rows: ``ready`` says that output row ``y`` may be read. Returns the strobe of a row that has arrived."""
-        arrived, last = Signal(), self.height - 1
+        arrived, ring, reach = Signal(), self.ring, self.reach
         bits = (self.rows + self.height).bit_length() + 1
         held = Signal(range(self.rows + 1))  # rows in the ring that may not be overwritten
         # Rows that have arrived, counted from the frame being read, less those that row y needs: its sign decides.
-        spare = Signal(signed(bits), init=-1 - min(self.reach, last))
+        spare = Signal(signed(bits), init=-1 - ring.last_read(0))
         m.d.comb += [ready.eq(~spare[-1]), self.i.ready.eq(held != self.rows)]
-        # The banks are read four steps after a tap is issued: only then may its rows be overwritten.
-        done = self._later(m, step, Cat(row_done & (y >= self.reach), frame_done), 4)
-        freed = Mux(done[1], min(self.height, self.reach + 1), done[0])
+        # The banks are read four steps after a tap is issued: only then may its rows be overwritten. Of the rows that arrive,
+        # one becomes free, or is needed, where the row behind y's first, or its last, lies in another one than that.
+        leaves, enters = ((y + 1 + by)[: self.halvings] == 0 for by in (-reach, reach))
+        done = later(m, step, Cat(row_done & (y >= reach) & leaves, frame_done), 4)
+        freed = Mux(done[1], self.height - ring.first_read(ring.last), done[0])
         m.d.sync += held.eq(held + arrived - Mux(step, freed, 0))
-        next_frame = last - min(self.reach, last) - self.height
-        needs = Mux(frame_done, next_frame, Mux(row_done & (y < last - self.reach), -1, 0))
+        needs = Mux(frame_done, -1 - ring.last_read(0), Mux(row_done & (y < ring.last - reach) & enters, -1, 0))
         m.d.sync += spare.eq(add_carry(spare, needs, arrived))
         return arrived
 
@@ -172,15 +173,15 @@ class GatherStage(wiring.Component):
 
     def _issue(self, m: Module, step: Value, ready: Value, y: Signal, row_done: Signal, frame_done: Signal) -> dict[str, Signal]:
         """Counters of the loops; registers the distances (ty, tx) in 2^-F pixels of the current tap and where its pixel lies."""
-        known = Signal()
+        known, slots = Signal(), self.rows * self.upsample  # slots: of the ring, if it held rows of outputs
         x, group, i, j, slot = (
             counter(n, name)
-            for n, name in ((self.width, "x"), (self.groups, "group"), (self.size, "i"), (self.size, "j"), (self.rows, "slot"))
+            for n, name in ((self.out_width, "x"), (self.groups, "group"), (self.size, "i"), (self.size, "j"), (slots, "slot"))
         )
         go, pixel_done = Signal(), Signal()
         m.d.comb += go.eq(step & known & ready)
         ends: list[Value] = [go]
-        for index, size in ((j, self.size), (i, self.size), (group, self.groups), (x, self.width), (y, self.height)):
+        for index, size in ((j, self.size), (i, self.size), (group, self.groups), (x, self.out_width), (y, self.out_height)):
             end = Signal(name=f"{index.name}_end")
             m.d.comb += end.eq(ends[-1] & (index == size - 1))
             with m.If(ends[-1]):
@@ -188,7 +189,7 @@ class GatherStage(wiring.Component):
             ends.append(end)
         m.d.comb += [pixel_done.eq(ends[3]), row_done.eq(ends[4]), frame_done.eq(ends[5])]
         with m.If(row_done):
-            m.d.sync += slot.eq(Mux(slot == self.rows - 1, 0, slot + 1))
+            m.d.sync += slot.eq(Mux(slot == slots - 1, 0, slot + 1))
 
         down, right = self._free(m, go, known) if self.free else self._square(m, pixel_done, known)
         bits = self.furthest.bit_length() + 1
@@ -244,26 +245,28 @@ class GatherStage(wiring.Component):
         down, right = ([(k << self.frac_bits) + h for k in range(-half, half + 1)] for h in held)
         return down, right
 
-    def _look_up(self, m: Module, step: Value, tap: dict[str, Signal]) -> tuple[Value, Value]:
+    def _look_up(self, m: Module, step: Value, tap: dict[str, Signal]) -> tuple[Value, Value, Value]:
         """Addresses the banks, three stages after the distances.
 
-        Returns, of the stage before the addresses, whether row, next row, column, next column are inside the map, and
-        whether row and column of the first neighbour are odd.
+        Returns, of the stage before the addresses: whether row, next row, column, next column are inside the map; whether row and
+        column of the first neighbour are odd where they lie; whether the next row and the next column lie in others than these.
         """
-        rows, banks = self.rows, self.banks
+        rows, banks, halvings, repeat = self.rows, self.banks, self.halvings, self.upsample
         # Where the first neighbour lies: floor, also of negative distances, by arithmetic shift.
         down, right = tap["ty"] >> self.frac_bits, tap["tx"] >> self.frac_bits
         sums = tap["y"] + down, tap["x"] + right, tap["slot"] + down
         # The slot turns at most once where a neighbour is inside; elsewhere it does not matter.
         row, col, turned = (Signal(v.shape(), name=n, reset_less=True) for v, n in zip(sums, ("row", "col", "turned"), strict=True))
-        slot, col_2, inside = counter(rows, "slot_2"), Signal.like(col, name="col_2"), Signal(4)
+        slot, col_2, inside, apart = counter(rows, "slot_2"), Signal((col >> halvings).shape(), name="col_2"), Signal(4), Signal(2)
+        source = turned >> halvings
         with m.If(step):
             m.d.sync += [register.eq(v) for register, v in zip((row, col, turned), sums, strict=True)]
-            m.d.sync += [slot.eq(Mux(turned < 0, turned + rows, Mux(turned >= rows, turned - rows, turned))), col_2.eq(col)]
+            m.d.sync += slot.eq(Mux(source < 0, source + rows, Mux(source >= rows, source - rows, source)))
+            m.d.sync += [col_2.eq(col >> halvings), apart.eq(Cat(at[:halvings] == repeat - 1 for at in (turned, col)))]
             m.d.sync += inside.eq(Cat(*(
-                (at >= -second) & (at < size - second) for at, size in ((row, self.height), (col, self.width)) for second in (0, 1)
+                (at >= -second) & (at < size - second) for at, size in ((row, self.out_height), (col, self.out_width)) for second in (0, 1)
             )))  # fmt: skip
-        group = self._later(m, step, tap["group"], 2)
+        group = later(m, step, tap["group"], 2)
         place = col_2 >> banks - 1
         lines, places = [], []
         for bank in range(banks):  # if the first neighbour is odd, the even one is the second and lies in the next pair
@@ -277,37 +280,14 @@ class GatherStage(wiring.Component):
             places.append(word)
         for (bank_row, bank_col), port in self._ports.items():
             m.d.comb += [port.addr.eq(lines[bank_row] + places[bank_col]), port.en.eq(step)]
-        return inside, Cat(slot[0], col_2[0])
+        return inside, Cat(slot[0], col_2[0]), apart
 
-    def _neighbours(self, words: dict[tuple[int, int], Value], odd: Value, inside: Value) -> list[Value]:
+    def _neighbours(self, words: dict[tuple[int, int], Value], odd: Value, apart: Value, inside: Value) -> list[Value]:
         """The words of the neighbours by 2·down + right, 0 outside the map; only the first if F = 0."""
         if self.banks == 1:
             return [Mux(inside[0] & inside[2], words[0, 0], 0)]
         found = []
         for down in (0, 1):
-            row = [Mux(odd[0] ^ down, words[1, col], words[0, col]) for col in (0, 1)]
-            found += [Mux(inside[down] & inside[2 + right], Mux(odd[1] ^ right, row[1], row[0]), 0) for right in (0, 1)]
+            row = [Mux(odd[0] ^ (apart[0] & down), words[1, col], words[0, col]) for col in (0, 1)]
+            found += [Mux(inside[down] & inside[2 + right], Mux(odd[1] ^ (apart[1] & right), row[1], row[0]), 0) for right in (0, 1)]
         return found
-
-    def _interpolate(self, m: Module, step: Value, words: list[Value], fy: Value, fx: Value) -> Value:
-        """Along x, then along y, behind a stage that holds the neighbours; each takes a stage for the difference and one adder tree.
-
-        The products with the few bits of a fraction are sums of shifted differences.
-        """
-        element = self.i.payload.shape()
-        corners = [data.View(element, self._later(m, step, word, 1)) for word in words]
-        lanes = []
-        for k in range(self.lanes.lanes):
-            a, b, c, d = (corner[k] for corner in corners)
-            upper, lower = (self._between(m, step, p, q, fx, f"{n}{k}") for p, q, n in ((a, b, "upper"), (c, d, "lower")))
-            lanes.append(self._between(m, step, upper, lower, fy, f"value{k}"))
-        return Cat(lanes)
-
-    def _between(self, m: Module, step: Value, p: Value, q: Value, fraction: Value, name: str) -> Value:
-        """``p·2^F + fraction·(q - p)``, exactly, 1 + tree_stages(F + 1) steps later."""
-        base, difference = (Signal(v.shape(), name=f"{name}_{n}", reset_less=True) for v, n in ((p, "base"), (q - p, "difference")))
-        with m.If(step):
-            m.d.sync += [base.eq(p), difference.eq(q - p)]
-        terms = [base << self.frac_bits, *(Mux(bit, difference << n, 0) for n, bit in enumerate(fraction))]
-        total = adder_tree(m, terms, step, f"{name}_sum")[: len(p) + self.frac_bits]
-        return total.as_signed() if self.lanes.signed else total

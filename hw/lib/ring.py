@@ -72,15 +72,6 @@ def _backlog(height: int, width: int, window: Window) -> int:
     return max(0, busy - rest, (out_h - 1) * (busy - fed))
 
 
-def deform_rows(height: int, reach: int) -> int:
-    """Rows of the ring of a deformable unit: an even number, so that banks by parity do not clash where it wraps.
-
-    A row of outputs needs ``2·reach + 1`` rows and one more arrives meanwhile. Where the map is lower, two frames' rows
-    are enough: one is read, one arrives.
-    """
-    return min(2 * reach + 2, 2 * height)
-
-
 def wrap_add(value: Value, move: Value, size: int) -> Value:
     """``(value + move) mod size`` for a value and a move of 0..size-1."""
     total = value + move

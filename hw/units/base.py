@@ -7,10 +7,14 @@ from amaranth.lib import data, stream, wiring
 from hw.params import Lanes
 
 
+def layout(lanes: Lanes) -> data.ArrayLayout:
+    """A beat of ``lanes``: an array of integers, lane 0 lowest."""
+    return data.ArrayLayout(signed(lanes.bits) if lanes.signed else unsigned(lanes.bits), lanes.lanes)
+
+
 def signature(lanes: Lanes) -> stream.Signature:
-    """The stream that carries ``lanes``: payload is an array of integers, lane 0 lowest."""
-    shape = signed(lanes.bits) if lanes.signed else unsigned(lanes.bits)
-    return stream.Signature(data.ArrayLayout(shape, lanes.lanes))
+    """The stream that carries ``lanes``."""
+    return stream.Signature(layout(lanes))
 
 
 class Unit(wiring.Component):

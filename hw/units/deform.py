@@ -22,11 +22,11 @@ class DeformUnit(Unit):
     frame leaves 11 cycles (16 if ``frac_bits`` > 0, 18 if it is 4) and one more for each further tap after row R has arrived.
     Interpolation takes no multipliers: three adder trees of ``frac_bits`` + 1 terms a lane.
 
-    Parameters: ``height``, ``width``, ``channels`` of both maps; ``weights`` (K, K, C), K odd; ``bias`` (C,) at the scale of the
-    accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: codes beyond saturate; ``base``: 2^F (the
-    default) where the code is s - 1, 0 where it is s itself; ``free``; ``i``; ``offset``: one lane, or with ``free``
-    two (y, x), a beat a tap;
-    ``o``: lanes of ``i``, signed, the exact accumulator. Raises ValueError if they do not fit together.
+    Parameters: ``height``, ``width``, ``channels`` of the map that arrives; ``upsample``: a power of two, how often each of its pixels
+    stands in the unit's own map in both directions, which is as large as those of offsets and results; ``weights`` (K, K, C), K odd;
+    ``bias`` (C,) at the scale of the accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: codes beyond saturate; ``base``: 2^F
+    (the default) where the code is s - 1, 0 where it is s itself; ``free``; ``i``; ``offset``: one lane, or with ``free`` two (y, x),
+    a beat a tap; ``o``: lanes of ``i``, signed, the exact accumulator. Raises ValueError if they do not fit together.
     """
 
     i: stream.Interface
@@ -35,7 +35,7 @@ class DeformUnit(Unit):
 
     def __init__(
         self, *, height: int, width: int, channels: int, weights: Ints3, bias: Ints, frac_bits: int, low: int, high: int,
-        i: Lanes, offset: Lanes, o: Lanes, base: int | None = None, free: bool = False,
+        i: Lanes, offset: Lanes, o: Lanes, base: int | None = None, free: bool = False, upsample: int = 1,
     ) -> None:  # fmt: skip
         size = len(weights)
         if any(len(row) != size for row in weights):
@@ -44,7 +44,7 @@ class DeformUnit(Unit):
             raise ValueError(f"bias must have {channels} entries, not {len(bias)}")
         self.gather = GatherStage(
             height=height, width=width, channels=channels, size=size, frac_bits=frac_bits, low=low, high=high, i=i, offset=offset,
-            base=base, free=free,
+            base=base, free=free, upsample=upsample,
         )  # fmt: skip
         self.mac = Mac(weights=[tap for row in weights for tap in row], bias=bias, i=self.gather.out, o=o)
         super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(o))})

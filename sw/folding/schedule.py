@@ -141,7 +141,7 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
         _, writes = timing.matvec(vectors, op.window.taps * per_pixel, beats(out.channels, fold.lanes_out))
         return Timing(reads=(slide.reads(arrivals[0], vectors),), writes=(writes,))
     if isinstance(op, Deform):
-        slide = Sliding.around(op.reach, FRAMES, x.height, x.width)
+        slide = Sliding.around(op.ring(x), op.banks, FRAMES, x.width)
         taps = op.weights.shape[0] ** 2
         per_offset = beats(op.offsets, 1 + op.free)  # beats of offsets a pixel; the last of them counts
         ready = np.maximum(slide.ready(arrivals[0]), arrivals[1][per_offset - 1 :: per_offset])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hw.lib.taps import step_gaps
-from hw.params import Window
+from hw.params import DeformRing, Window
 
 from .fold import beats
 
@@ -180,12 +180,14 @@ class Sliding:
         )  # fmt: skip
 
     @staticmethod
-    def around(reach: int, frames: int, height: int, width: int) -> Sliding:
-        """The schedule of a deformable layer: whole rows up to ``reach`` below."""
-        rows, columns = np.arange(height), np.full(width, width - 1)
+    def around(ring: DeformRing, banks: int, frames: int, width: int) -> Sliding:
+        """The schedule of a deformable layer: whole rows of ``width`` pixels."""
+        repeat, outputs = ring.repeat, ring.last + 1
+        last_user = np.minimum(np.arange(ring.height) * repeat + repeat - 1 + ring.reach, ring.last)
         return Sliding(
-            frames=frames, height=height, width=width, out_height=height, out_width=width, rows=min(2 * reach + 1, height),
-            need_row=np.minimum(rows + reach, height - 1), need_col=columns, last_user=np.minimum(rows + reach, height - 1),
+            frames=frames, height=ring.height, width=width, out_height=outputs, out_width=width * repeat, rows=ring.rows(banks),
+            need_row=np.array([ring.last_read(y) for y in range(outputs)]), need_col=np.full(width * repeat, width - 1),
+            last_user=last_user,
         )  # fmt: skip
 
     def ready(self, arrivals: Times) -> Times:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hw.params import DeformRing
+
 from .base import Array, Op, TensorType, accumulator, expect_channels, integers, signed_bits
 
 
@@ -20,7 +22,9 @@ class Deform(Op):
     neighbour outside the map counts 0 by itself.
 
     ``acc = bias + Σ_taps weights[tap, c] · Σ_neighbours bilinear · x``: the accumulator and ``bias`` (C,) are at the scale
-    of x · weights · 2^(-2F). Attributes: ``weights`` (K, K, C), K odd; ``low``, ``high``: range of the code, which saturates.
+    of x · weights · 2^(-2F). Attributes: ``weights`` (K, K, C), K odd; ``low``, ``high``: range of the code, which saturates;
+    ``upsample`` f, a power of two: the map is ``x`` with every pixel repeated f times in both directions, which is never stored:
+    H and W are ``offset``'s, ``x`` is (H / f, W / f, C).
     """
 
     name = "deform"
@@ -31,6 +35,7 @@ class Deform(Op):
     high: int
     base: int | None = None
     free: bool = False
+    upsample: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", integers("weights", self.weights, 3))
@@ -43,6 +48,8 @@ class Deform(Op):
             raise ValueError(f"frac_bits must be in 0..4, not {self.frac_bits!r}")
         if self.free and self.base is not None:
             raise ValueError(f"base must be left out with free offsets, not {self.base!r}")
+        if self.upsample < 1 or self.upsample & self.upsample - 1:
+            raise ValueError(f"upsample must be a power of two, not {self.upsample!r}")
         if self.low > self.high:
             raise ValueError(f"low must be at most high, not {self.low!r} > {self.high!r}")
 
@@ -68,25 +75,36 @@ class Deform(Op):
         """Channels of ``offset``."""
         return 2 * int(self.weights.shape[0]) ** 2 if self.free else 1
 
+    @property
+    def banks(self) -> int:
+        """Memories that the unit's ring has in each direction: all four bilinear neighbours in one cycle, or the only one."""
+        return 2 if self.frac_bits else 1
+
+    def ring(self, x: TensorType) -> DeformRing:
+        """The rows of ``x`` that the unit keeps."""
+        return DeformRing(height=x.height, reach=self.reach, repeat=self.upsample)
+
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         x, offset = inputs
         channels = self.weights.shape[2]
         expect_channels("deform", x.channels, channels)
         expect_channels("deform's offset", offset.channels, self.offsets)
-        if (x.height, x.width) != (offset.height, offset.width):
-            raise ValueError(f"offset must be {x.height}x{x.width} like its map, not {offset.height}x{offset.width}")
+        height, width = x.height * self.upsample, x.width * self.upsample
+        if (height, width) != (offset.height, offset.width):
+            raise ValueError(f"offset must be {height}x{width} like its map, not {offset.height}x{offset.width}")
         if self.low < offset.lowest or self.high > offset.highest:
             raise ValueError(f"offset must hold {self.low}..{self.high}, its type is {offset}")
         low, high = accumulator(x, self.weights.reshape(-1, channels).T, self.bias, gain=1 << 2 * self.frac_bits)
-        return (TensorType(height=x.height, width=x.width, channels=channels, bits=signed_bits(low, high), signed=True),)
+        return (TensorType(height=height, width=width, channels=channels, bits=signed_bits(low, high), signed=True),)
 
     def golden(self, *inputs: Array) -> tuple[Array, ...]:
-        x, offset = inputs
+        small, offset = inputs
         size = self.weights.shape[0]
+        x = small.astype(np.int64).repeat(self.upsample, axis=1).repeat(self.upsample, axis=2)
         acc = np.zeros(x.shape, np.int64) + self.bias
         for i in range(size):
             for j in range(size):
-                acc += self.weights[i, j] * self._sample(x.astype(np.int64), *self._distance(offset, i, j))
+                acc += self.weights[i, j] * self._sample(x, *self._distance(offset, i, j))
         return (acc,)
 
     def _distance(self, offset: Array, i: int, j: int) -> tuple[Array, Array]:
@@ -118,4 +136,4 @@ class Deform(Op):
         return total
 
     def multiplications(self, *inputs: TensorType) -> int:
-        return inputs[0].pixels * int(np.prod(self.weights.shape))
+        return inputs[1].pixels * int(np.prod(self.weights.shape))

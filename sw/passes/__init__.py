@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from sw.graph import Graph, verify
 
-from . import fuse_shuffle, move_upsample, remove_dead
+from . import fold_upsample_into_deform, fuse_shuffle, move_upsample, remove_dead
 
 #: In the order in which they run.
 PASSES: dict[str, Callable[[Graph], Graph]] = {
     "remove_dead": remove_dead.run,
     "fuse_shuffle": fuse_shuffle.run,
     "move_upsample": move_upsample.run,
+    "fold_upsample_into_deform": fold_upsample_into_deform.run,
 }
 
 

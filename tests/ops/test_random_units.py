@@ -35,7 +35,8 @@ FRAMES = 4
 #: What the slow run must cover, of every unit that has the parameter.
 WANTED: dict[str, set[Any]] = {
     "kernel": {3, 5, 7, 9}, "stride": {1, 2}, "dilation": {1, 2}, "signed": {True, False}, "taps": {"1", "K", "K·K"},
-    "frac_bits": {0, 1, 2, 3, 4}, "free": {True, False}, "whole beats": {True, False}, "groups": {"1", "2-3", "4 or more"},
+    "frac_bits": {0, 1, 2, 3, 4}, "free": {True, False}, "upsample": {1, 2, 4},
+    "whole beats": {True, False}, "groups": {"1", "2-3", "4 or more"},
 }  # fmt: skip
 #: What a unit does not have: sums are signed, lanes divide the channels, the sizes drawn for the deformable unit.
 EXCEPT: dict[tuple[str, str], set[Any]] = {
@@ -187,13 +188,14 @@ def deform(draw: Draw) -> Drawn:
     x, frac_bits, free = kind(draw), draw.pick(range(5)), draw.pick([False, True], 5)
     size = draw(st.sampled_from([3, 3, 5]))
     low, high = (n << frac_bits for n in (-draw(st.integers(0, 4)), draw(st.integers(0, 4))))
-    base = None if free else draw(st.sampled_from([None, 0]))
+    base, upsample = None if free else draw(st.sampled_from([None, 0])), draw.pick([1, 2, 1, 4])
     op = ops.Deform(
         weights=weights(draw, size, size, x.channels), bias=bias(draw, x.channels), frac_bits=frac_bits, low=low, high=high,
-        free=free, base=base,
+        free=free, base=base, upsample=upsample,
     )  # fmt: skip
-    offset = replace(x, channels=op.offsets, bits=4 + frac_bits, signed=True)  # wider than low..high: it saturates
-    return drawn(draw, op, (x, offset), draw(st.integers(1, x.channels)), kernel=size, frac_bits=frac_bits, free=free)
+    large = replace(x, height=x.height * upsample, width=x.width * upsample)
+    offset = replace(large, channels=op.offsets, bits=4 + frac_bits, signed=True)  # wider than low..high: it saturates
+    return drawn(draw, op, (x, offset), draw(st.integers(1, x.channels)), kernel=size, frac_bits=frac_bits, free=free, upsample=upsample)
 
 
 def requant(draw: Draw) -> Drawn:

@@ -1,6 +1,7 @@
 """The fast golden model gives the golden model's integers, operator by operator and for whole graphs."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,10 @@ CASES: dict[str, tuple[Op, list[TensorType]]] = {
     "rounded": (Deform(weights=some(3, 3, 6), bias=some(6), frac_bits=0, low=-8, high=7), [kind(), OFFSET]),
     "bilinear": (Deform(weights=some(3, 3, 6), bias=some(6), frac_bits=2, low=-32, high=31), [kind(), OFFSET]),
     "wide": (Deform(weights=some(5, 5, 6), bias=some(6), frac_bits=3, low=-20, high=31, base=0), [kind(bits=16), OFFSET]),
+    "upsampled": (
+        Deform(weights=some(3, 3, 6), bias=some(6), frac_bits=2, low=-32, high=31, upsample=2),
+        [kind(), replace(OFFSET, height=14, width=10)],
+    ),
     "free": (
         Deform(weights=some(3, 3, 6), bias=some(6), frac_bits=2, low=-32, high=31, free=True),
         [kind(), TensorType(height=7, width=5, channels=18, bits=6, signed=True)],

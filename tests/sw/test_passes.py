@@ -7,8 +7,8 @@ import pytest
 from sw import golden
 from sw.frontends import qonnx
 from sw.graph import Graph, verify
-from sw.ops import Concat, Shuffle, Upsample
-from sw.passes import PASSES, run_all
+from sw.ops import Concat, Deform, Shuffle, Upsample
+from sw.passes import PASSES, fold_upsample_into_deform, run_all
 from sw.testing import QonnxWriter, micro_network
 
 
@@ -40,7 +40,35 @@ def test_all_passes_are_exact_and_do_their_work(tmp_path: Path) -> None:
     assert any(isinstance(n.op, Concat) and n.op.interleave for n in after.nodes)
     for node in after.nodes:
         if isinstance(node.op, Upsample):
-            assert {n.op.name for n in after.consumers(node.outputs[0])} <= {"deform", "depthwise"}
+            channels = after.tensors[node.outputs[0]].type.channels
+            assert {n.op.name for n in after.consumers(node.outputs[0])} == ({"deform"} if channels == 1 else {"depthwise"})
+    assert [n.op.upsample for n in after.nodes if isinstance(n.op, Deform)] == [1, 2]
+
+
+def upsampled(path: Path, times: int) -> Graph:
+    """A deformable layer on a map upsampled ``times`` times, which a depthwise layer reads too."""
+    w = QonnxWriter(4, 4)
+    x = w.conv(w.image, "x", 3)
+    for k in range(times):
+        x = w.upsample(x, f"up{k}")
+    deformed = w.deform(x, w.offsets(x, "offset"), "deformed")
+    return qonnx.load(w.save(path, [w.conv(deformed, "y", 2), w.conv(x, "z", 3, kernel=3, depthwise=True)]))
+
+
+def test_other_readers_keep_the_upsampling(tmp_path: Path) -> None:
+    graph = upsampled(tmp_path / "m.onnx", 1)
+    after = fold_upsample_into_deform.run(graph)
+    check(graph, after)
+    (node,) = (n for n in after.nodes if isinstance(n.op, Deform))
+    assert isinstance(node.op, Deform) and node.op.upsample == 2 and "up0" in after.tensors and node.inputs[0] != "up0"
+
+
+def test_upsampling_twice_folds_twice(tmp_path: Path) -> None:
+    graph = upsampled(tmp_path / "m.onnx", 2)
+    after = fold_upsample_into_deform.run(graph)
+    check(graph, after)
+    (node,) = (n for n in after.nodes if isinstance(n.op, Deform))
+    assert isinstance(node.op, Deform) and node.op.upsample == 4
 
 
 def test_a_shuffle_whose_concat_has_another_reader_stays(tmp_path: Path) -> None:

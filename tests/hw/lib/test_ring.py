@@ -6,8 +6,8 @@ import pytest
 from amaranth import Module, Signal
 from amaranth.sim import Simulator
 
-from hw.lib.ring import Loop, deform_rows, strides, window_ring, wrap_add
-from hw.params import Window
+from hw.lib.ring import Loop, strides, window_ring, wrap_add
+from hw.params import DeformRing, Window
 
 WINDOWS = [
     Window(kernel=(3, 3), pad=(1, 1, 1, 1)),
@@ -53,8 +53,15 @@ def test_three_by_three_keeps_two_rows_and_a_few_pixels() -> None:
     assert window_ring(20, 30, WINDOWS[0]).pixels == 2 * 30 + 3 + 1
 
 
-def test_deform_rows() -> None:
-    assert [deform_rows(64, 8), deform_rows(9, 8), deform_rows(4, 8), deform_rows(1, 8), deform_rows(5, 0)] == [18, 18, 8, 2, 2]
+@pytest.mark.parametrize(
+    ("height", "reach", "repeat", "banks", "rows"),
+    [
+        (64, 8, 1, 2, 18), (9, 8, 1, 2, 18), (8, 8, 1, 2, 16), (4, 8, 1, 2, 8), (1, 8, 1, 2, 2), (5, 0, 1, 2, 2),
+        (8, 8, 2, 2, 10), (16, 8, 2, 2, 10), (16, 7, 2, 1, 9), (9, 8, 4, 2, 6), (4, 16, 2, 2, 8),
+    ],
+)
+def test_deform_rows(height: int, reach: int, repeat: int, banks: int, rows: int) -> None:
+    assert DeformRing(height=height, reach=reach, repeat=repeat).rows(banks) == rows
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
