@@ -1,8 +1,9 @@
 """First-order area of every unit, from its sizes alone.
 
 Rules: a memory of at most 64 words or 4,096 bits is LUT RAM (a LUT6 holds 64 × 1 bits), a larger one block RAM in the aspect
-ratio that takes fewest BRAM36; a convolution's product takes a share of a multiplier and the LUTs of LUT_A_PRODUCT; a depthwise one of
-a and b bits takes a·b LUTs; a requantizer's product takes one DSP, two where the accumulator exceeds 26 bits; every data path bit is
+ratio that takes fewest BRAM36; a convolution's product takes a share of a multiplier and the LUTs of LUT_A_PRODUCT; a depthwise one a
+multiplier or, if soft, the LUTs of Booth's rows; a requantizer's product takes one DSP, two where the accumulator exceeds 26
+bits; every data path bit is
 registered about twice. Only LUT_A_PRODUCT was fitted to synthesis: treat it as right within a factor, not a percentage.
 """
 from __future__ import annotations
@@ -73,13 +74,13 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
         return result + pipeline + (_ring(op.window.kernel[0], x, fold) if op.window.taps > 1 else Area())
     if isinstance(op, Depthwise):
         bits = _weight_bits(op)
-        macs = Area(lut=fold.lanes_out * (fold.taps * bits * x.bits + out.bits), ff=fold.lanes_out * out.bits)
+        macs = _macs(fold, bits, x.bits, out.bits)
         weights = memory(fold.lanes_out * fold.taps * bits, op.window.taps // fold.taps * groups_out)
         return pipeline + macs + _ring(op.window.kernel[0], x, fold) + weights
     if isinstance(op, Deform):
         bits, wide = _weight_bits(op), x.bits + 2 * op.frac_bits
         bilinear = 3 * op.frac_bits * wide
-        macs = Area(lut=fold.lanes_out * (bits * wide + out.bits + bilinear), ff=fold.lanes_out * (out.bits + 4 * wide))
+        macs = _macs(fold, bits, wide, out.bits) + Area(lut=fold.lanes_out * bilinear, ff=fold.lanes_out * 4 * wide)
         ring, row_words = Area(), -(-x.width // op.banks) * groups_in
         for _ in range(op.banks**2):
             ring += memory(word, op.ring(x).rows(op.banks) // op.banks * row_words)
@@ -87,7 +88,8 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
     if isinstance(op, Requant):
         constants = memory(fold.lanes_out * 22, groups_out)
         dsp = fold.lanes_out * (2 if x.bits > 26 else 1)
-        return pipeline + constants + Area(lut=fold.lanes_out * 60, ff=fold.lanes_out * 45, dsp=dsp)
+        lut, ff = (25, 20) if fold.multiplier == "dsp48e2" else (60, 45)
+        return pipeline + constants + Area(lut=fold.lanes_out * lut, ff=fold.lanes_out * ff, dsp=dsp)
     if isinstance(op, Multiply):
         return pipeline + Area(lut=fold.lanes_out * types[0].bits * types[1].bits)
     if isinstance(op, Table):
@@ -117,3 +119,14 @@ def network(graph: Graph, folds: dict[str, Fold], fifos: list[tuple[int, int]]) 
     for width, depth in fifos:
         total += memory(width, depth) + Area(lut=20, ff=20)
     return total, nodes
+
+
+def _macs(fold: Fold, bits: int, x_bits: int, out_bits: int) -> Area:
+    """Products by taps and their sums; hw/lib/mac.py, or hw/lib/taps_mac.py with several taps a cycle."""
+    lanes, products = fold.lanes_out, fold.lanes_out * fold.taps
+    if fold.taps == 1 and fold.multiplier == "soft":
+        rows = -(-bits // 2)
+        return Area(lut=lanes * (rows * (x_bits + 2) + (rows - 1) * (x_bits + 4) + out_bits), ff=lanes * (rows * (x_bits + 3) + out_bits))
+    if fold.taps == 1 and fold.multiplier == "dsp48e2":
+        return Area(dsp=lanes)
+    return Area(lut=lanes * fold.taps * out_bits, ff=products * (x_bits + bits) + lanes * out_bits, dsp=products)

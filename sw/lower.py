@@ -88,6 +88,7 @@ def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
         i=i,
         o=o,
         taps=fold.taps,
+        multiplier=fold.multiplier,
     )
 
 
@@ -104,10 +105,11 @@ def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
         i=i,
         o=o,
         multiplier_bits=18 if fold.multiplier in ("packed18", "mult18x18d") else None,
+        slices=fold.multiplier == "dsp48e2",
     )
 
 
-def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
+def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes, fold: Fold) -> Unit:
     x, offset = types
     return DeformUnit(
         height=x.height,
@@ -124,6 +126,7 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
         i=i,
         offset=lanes(offset, 1 + op.free),
         o=o,
+        multiplier=fold.multiplier,
     )
 
 
@@ -131,7 +134,7 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes) -> Unit:
 BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold], Unit]] = {
     Conv: lambda op, t, i, o, f: _conv(op, t[0], i, o, f),
     Depthwise: lambda op, t, i, o, f: _depthwise(op, t[0], i, o, f),
-    Deform: lambda op, t, i, o, f: _deform(op, t, i, o),
+    Deform: lambda op, t, i, o, f: _deform(op, t, i, o, f),
     Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o, f),
     MaxPool: lambda op, t, i, o, f: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
     Upsample: lambda op, t, i, o, f: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),

@@ -2,13 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from amaranth import Module, Mux, Signal, signed
+from amaranth import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.arith import add_carry
+from hw.lib.primitives import DspMac
 from hw.lib.ring import counter
-from hw.params import Ints, Ints2, Lanes
+from hw.lib.soft import booth, booth_sum
+from hw.params import Ints, Ints2, Lanes, Multiplier
 from hw.units.base import signature
 
 
@@ -27,24 +31,25 @@ class Mac(wiring.Component):
     """``o[c] = bias[c] + Σ_tap weights[tap][c] · i[tap][c]`` for the groups of channels in turn, pixel after pixel.
 
     Words come in order group, tap; a result leaves for each group. Throughput: one word a cycle, a result every ``taps``
-    cycles. Latency: three cycles from the last tap to its result. While a result waits, input waits.
+    cycles. Latency: three cycles from the last tap to its result. While a result waits, everything waits: the sum is its register.
 
     Parameters: ``weights`` (taps, channels), ``bias`` (channels,), ``i`` lanes of the words, ``o`` lanes of the results: as
     many, signed, with bits enough for every sum (intermediate sums may wrap). Unused lanes of ``o`` are 0.
+    ``multiplier``: "dsp48e2" has a slice a lane that also accumulates, "soft" Booth digits in logic; others leave a product to the tools.
     Raises ValueError if sizes do not agree or the bias does not fit ``o``.
     """
 
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, weights: Ints2, bias: Ints, i: Lanes, o: Lanes) -> None:
+    def __init__(self, *, weights: Ints2, bias: Ints, i: Lanes, o: Lanes, multiplier: Multiplier = "inferred") -> None:
         if not weights or any(len(row) != len(bias) for row in weights):
             raise ValueError(f"weights must be (taps, {len(bias)}) like the bias, not {[len(row) for row in weights]}")
         if o.lanes != i.lanes or not o.signed:
             raise ValueError(f"o must be signed and have {i.lanes} lanes like i, not {o!r}")
         if bits_for(bias) > o.bits:
             raise ValueError(f"bias must fit {o.bits} bits, not {min(bias)}..{max(bias)}")
-        self.lanes, self.out, self.taps = i, o, len(weights)
+        self.lanes, self.out, self.taps, self.multiplier = i, o, len(weights), multiplier
         self._bias = words_of(bias, i.lanes)
         by_tap = [words_of(row, i.lanes) for row in weights]
         self._weights = [by_tap[tap][group] for group in range(len(self._bias)) for tap in range(self.taps)]
@@ -72,26 +77,50 @@ class Mac(wiring.Component):
             m.d.sync += tap.eq(Mux(last, 0, tap + 1))
             with m.If(last):
                 m.d.sync += group.eq(Mux(group == groups - 1, 0, group + 1))
-            m.d.sync += index.eq(Mux(index == groups * taps - 1, 0, index + 1))
+            m.d.sync += index.eq(Mux(last & (group == groups - 1), 0, index + 1))
 
         # Stage 1: word and weights. Stage 2: products and bias. Stage 3: sum.
-        layout = self.i.payload.shape()
-        word = Signal(layout, reset_less=True)
-        product_bits = self.lanes.bits + bits
-        products = Signal(data.ArrayLayout(signed(product_bits), lanes), reset_less=True)
-        total = Signal(self.o.payload.shape(), reset_less=True)
         valid, first, end, group_1 = Signal(2), Signal(2), Signal(2), counter(groups, "group_1")
         m.d.comb += b_port.addr.eq(group_1)
         with m.If(step):
-            m.d.sync += [word.eq(self.i.payload), group_1.eq(group), valid.eq(valid << 1 | self.i.valid)]
+            m.d.sync += [group_1.eq(group), valid.eq(valid << 1 | self.i.valid)]
             m.d.sync += [first.eq(first << 1 | (tap == 0)), end.eq(end << 1 | last)]
             m.d.sync += self.o.valid.eq(valid[1] & end[1])
-            for k in range(lanes):
-                m.d.sync += products[k].eq(word[k] * w_port.data[k])
-                sum_k = Signal(signed(self.out.bits), name=f"sum_{k}")
-                m.d.comb += sum_k.eq(Mux(first[1], b_port.data[k], total[k]) + products[k])
-                with m.If(valid[1]):
-                    m.d.sync += total[k].eq(sum_k)
-                    with m.If(end[1]):
-                        m.d.sync += self.o.payload[k].eq(sum_k)
+        lane = {"dsp48e2": self._slice, "soft": self._soft}.get(self.multiplier, self._inferred)
+        for k in range(lanes):
+            lane(m, k, w_port.data[k], b_port.data[k], step, step & valid[1], first[1])
         return m
+
+    def _slice(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
+        """A lane in a DSP48E2, whose registers hold word, product and sum."""
+        m.submodules[f"dsp{k}"] = dsp = DspMac(b_register=False)
+        m.d.comb += [dsp.a.eq(self.i.payload[k]), dsp.b.eq(weight), dsp.c.eq(bias), dsp.load.eq(first), dsp.en.eq(step), dsp.add.eq(add)]
+        m.d.comb += self.o.payload[k].eq(dsp.p)
+
+    def _word(self, m: Module, k: int, step: Value) -> Any:
+        word = Signal.like(self.i.payload[k], name=f"word_{k}", reset_less=True)
+        with m.If(step):
+            m.d.sync += word.eq(self.i.payload[k])
+        return word
+
+    def _inferred(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
+        """A lane with a product that the tools find a multiplier for."""
+        product = Signal(signed(self.lanes.bits + len(weight)), name=f"product_{k}", reset_less=True)
+        with m.If(step):
+            m.d.sync += product.eq(self._word(m, k, step) * weight)
+        with m.If(add):
+            m.d.sync += self.o.payload[k].eq(Mux(first, bias, self.o.payload[k]) + product)
+
+    def _soft(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
+        """A lane in logic: the product's digits are in registers and join the sum."""
+        rows = []
+        for n, (row, negative) in enumerate(booth(self._word(m, k, step), weight)):
+            held = Signal(row.shape(), name=f"row_{k}_{n}", reset_less=True), Signal(name=f"negative_{k}_{n}", reset_less=True)
+            with m.If(step):
+                m.d.sync += [held[0].eq(row), held[1].eq(negative)]
+            rows.append(held)
+        product, carry = booth_sum(rows)
+        before = Signal(signed(self.out.bits), name=f"before_{k}")
+        m.d.comb += before.eq(Mux(first, bias, self.o.payload[k]))
+        with m.If(add):
+            m.d.sync += self.o.payload[k].eq(add_carry(before, product, carry))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, signed
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -72,9 +72,6 @@ class Dsp48e2(wiring.Component):
         """DSP48E2 with OPMODE W (0 or RND) + Z (0 or PCIN) + multiplier, INMODE D - A2, AMULTSEL AD."""
         opmode = (0b10 if self.rnd else 0) << 7 | (0b001 if self.cascade else 0) << 4 | 0b0101
         enables = ("CEA1", "CEA2", "CEAD", "CEB1", "CEB2", "CED", "CEM", "CEP")
-        zeros = {"RSTA": 1, "RSTB": 1, "RSTC": 1, "RSTCTRL": 1, "RSTD": 1, "RSTINMODE": 1, "RSTM": 1, "RSTP": 1, "RSTALLCARRYIN": 1,
-                 "RSTALUMODE": 1, "CARRYIN": 1, "CARRYINSEL": 3, "CARRYCASCIN": 1, "MULTSIGNIN": 1, "ALUMODE": 4, "ACIN": 30, "BCIN": 18,
-                 "CEC": 1, "CECTRL": 1, "CEALUMODE": 1, "CECARRYIN": 1, "CEINMODE": 1, "C": 48}  # fmt: skip
         return Instance(
             "DSP48E2",
             p_AMULTSEL="AD", p_BMULTSEL="B", p_PREADDINSEL="A", p_USE_MULT="MULTIPLY", p_USE_SIMD="ONE48",
@@ -82,9 +79,67 @@ class Dsp48e2(wiring.Component):
             p_ALUMODEREG=0, p_CARRYINREG=0, p_CARRYINSELREG=0, p_INMODEREG=0, p_OPMODEREG=0, p_RND=Const(self.rnd, 48),
             i_CLK=ClockSignal(), i_A=Cat(self.a, self.a[-1].replicate(3)), i_B=self.b, i_D=self.d,
             i_PCIN=self.pcin if self.cascade else Const(0, 48), i_INMODE=Const(0b01100, 5), i_OPMODE=Const(opmode, 9),
-            **{f"i_{name}": self.en for name in enables}, **{f"i_{name}": Const(0, width) for name, width in zeros.items()},
+            **{f"i_{name}": self.en for name in enables}, i_C=Const(0, 48), **tied(),
             o_P=self.p, o_PCOUT=self.pcout,
         )  # fmt: skip
+
+
+class DspMac(wiring.Component):
+    """``p = (c if load else p) + a · b``: a DSP48E2 that multiplies and accumulates.
+
+    Ports: ``a`` (27 bits signed), ``b`` (18 bits signed); ``en``: their registers and the product's move; ``c`` (48 bits), ``load``,
+    used together with the product, so two enabled clocks after ``a`` and ``b``; ``add``: the sum ``p`` (48 bits) is taken.
+    ``a_register``, ``b_register``: whether the slice registers that operand; without, it comes from a register one clock later.
+    """
+
+    a: Signal
+    b: Signal
+    c: Signal
+    load: Signal
+    en: Signal
+    add: Signal
+    p: Signal
+
+    def __init__(self, *, a_register: bool = True, b_register: bool = True) -> None:
+        self.a_register, self.b_register = a_register, b_register
+        super().__init__({
+            "a": In(signed(27)), "b": In(signed(18)), "c": In(signed(48)), "load": In(1), "en": In(1), "add": In(1), "p": Out(signed(48)),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        if platform == PRIMITIVES:
+            m.submodules.dsp = self.instance()
+            return m
+        a = register(m, self.a, self.en, "a1") if self.a_register else self.a
+        b = register(m, self.b, self.en, "b1") if self.b_register else self.b
+        product = register(m, a * b, self.en, "product")
+        with m.If(self.add):
+            m.d.sync += self.p.eq(Mux(self.load, self.c, self.p) + product)
+        return m
+
+    def instance(self) -> Instance:
+        """DSP48E2 with OPMODE Z (P or C) + multiplier."""
+        a, b = int(self.a_register), int(self.b_register)
+        enables = {"CEA2": self.en, "CEB2": self.en, "CEM": self.en, "CEP": self.add}
+        others = ("CEA1", "CEB1", "CEAD", "CED")
+        return Instance(
+            "DSP48E2",
+            p_AMULTSEL="A", p_BMULTSEL="B", p_PREADDINSEL="A", p_USE_MULT="MULTIPLY", p_USE_SIMD="ONE48",
+            p_AREG=a, p_ACASCREG=a, p_BREG=b, p_BCASCREG=b, p_DREG=0, p_ADREG=0, p_MREG=1, p_PREG=1, p_CREG=0,
+            p_ALUMODEREG=0, p_CARRYINREG=0, p_CARRYINSELREG=0, p_INMODEREG=0, p_OPMODEREG=0, p_RND=Const(0, 48),
+            i_CLK=ClockSignal(), i_A=Cat(self.a, self.a[-1].replicate(3)), i_B=self.b, i_D=Const(0, 27), i_C=self.c,
+            i_PCIN=Const(0, 48), i_INMODE=Const(0, 5), i_OPMODE=Cat(Const(0b0101, 4), self.load, Const(0b01, 2), Const(0, 2)),
+            **{f"i_{name}": en for name, en in enables.items()}, **{f"i_{name}": Const(0) for name in others}, **tied(), o_P=self.p,
+        )  # fmt: skip
+
+
+def tied() -> dict[str, Const]:
+    """Inputs of a DSP48E2 that nobody uses here, at 0."""
+    widths = {"RSTA": 1, "RSTB": 1, "RSTC": 1, "RSTCTRL": 1, "RSTD": 1, "RSTINMODE": 1, "RSTM": 1, "RSTP": 1, "RSTALLCARRYIN": 1,
+              "RSTALUMODE": 1, "CARRYIN": 1, "CARRYINSEL": 3, "CARRYCASCIN": 1, "MULTSIGNIN": 1, "ALUMODE": 4, "ACIN": 30, "BCIN": 18,
+              "CEC": 1, "CECTRL": 1, "CEALUMODE": 1, "CECARRYIN": 1, "CEINMODE": 1}  # fmt: skip
+    return {f"i_{name}": Const(0, width) for name, width in widths.items()}
 
 
 class Mult18x18d(wiring.Component):

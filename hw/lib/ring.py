@@ -72,6 +72,21 @@ def _backlog(height: int, width: int, window: Window) -> int:
     return max(0, busy - rest, (out_h - 1) * (busy - fed))
 
 
+#: (width, depth) of a block RAM of 18 kbit.
+BLOCKS = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+
+
+def ring_size(width: int, depth: int) -> int:
+    """Words of the memory for a ring of ``depth`` words: a power of two, whose addresses go round by themselves, where that takes no more
+    block RAM."""
+
+    def blocks(words: int) -> int:
+        return min(-(-width // w) * -(-words // d) for w, d in BLOCKS)
+
+    rounded = 1 << (depth - 1).bit_length()
+    return rounded if blocks(rounded) == blocks(depth) else depth
+
+
 def wrap_add(value: Value, move: Value, size: int) -> Value:
     """``(value + move) mod size`` for a value and a move of 0..size-1."""
     total = value + move

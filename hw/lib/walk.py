@@ -52,6 +52,10 @@ def ring_address(m: Module, go: Value, walk: Walk, moves: Sequence[int], depth: 
     steps = [n % depth for n in moves]
     bits = depth.bit_length() + 1
     address = Signal(range(max(depth, 2)), name="ring_address")
+    if depth & depth - 1 == 0:
+        with m.If(go):
+            m.d.sync += address.eq(address + walk.ready(m, go, "on", steps, len(address)))
+        return address
     on = walk.ready(m, go, "on", steps, bits - 1)
     back = walk.ready(m, go, "back", [depth - n for n in steps], bits - 1)
     turned = Signal(bits + 1)

@@ -7,9 +7,9 @@ from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.arith import add_carry
+from hw.lib.arith import add_carry, bits_for
 from hw.lib.fifo import Fifo
-from hw.lib.ring import Loop, strides, window_ring
+from hw.lib.ring import Loop, ring_size, strides, window_ring
 from hw.lib.walk import Walk, ring_address
 from hw.params import Lanes, Window
 from hw.units.base import signature
@@ -82,74 +82,73 @@ class WindowStage(wiring.Component):
         read, valid, step = Signal(), Signal(), Signal()  # a word is at the memory's output, in the register behind it; both move
         m.d.comb += [write.eq(self.i.valid & self.i.ready), step.eq(~valid | out.i.ready), out.i.valid.eq(valid)]
         walk = Walk(m, go, {name: self._counts[name] for name in self.levels})
-        inside = self._inside(m, go, walk)
-        arrived = self._account(m, go, write, walk, inside)
-        m.d.comb += go.eq(step & arrived)
+        ends = walk.ready(m, go, "frame_ends", [1] + [0] * len(self.levels), 1)
+        inside, waits = self._inside(m, go, walk, ends)
+        m.d.comb += go.eq(step & (self._account(m, go, write, walk, ends) | ~waits))
         with m.If(step):
             m.d.sync += [read.eq(go), valid.eq(read)]
         m.d.comb += out.i.payload.as_value().eq(self._word(m, go, write, step, walk, inside))
         return m
 
-    def _inside(self, m: Module, go: Value, walk: Walk) -> Signal:
-        """Whether the current tap lies in the map."""
+    def _inside(self, m: Module, go: Value, walk: Walk, ends: Value) -> tuple[Signal, Signal]:
+        """Whether the current tap lies in the map; whether it waits for a beat: if it does, or is the frame's first."""
         flags, initially = [], True
         for name, size, steps, pad in (
             ("row", self.height, self._rows, self.window.pad[0]),
             ("col", self.width, self._cols, self.window.pad[1]),
         ):
             moves = self._moves(steps, 0)
-            bits = (2 * size + sum(abs(v) for v in moves) + pad).bit_length() + 1
+            reach = sum((self._counts[n] - 1) * step for n, step in steps.items() if n in self._counts)
+            bits = bits_for((-pad, reach - pad, size))
             position = Signal(signed(bits), init=moves[walk.first] - pad, name=name)  # of the next tap
             with m.If(go):
                 m.d.sync += position.eq(position + walk.choose(m, f"{name}_move", moves, signed(bits)))
             flags.append((position >= 0) & (position < size))
             initially &= 0 <= -pad < size
-        inside = Signal(init=initially)
+        inside, waits = Signal(init=initially), Signal(init=1)
         with m.If(go):
-            m.d.sync += inside.eq(flags[0] & flags[1])
-        return inside
+            m.d.sync += [inside.eq(flags[0] & flags[1]), waits.eq(flags[0] & flags[1] | ends)]
+        return inside, waits
 
-    def _account(self, m: Module, go: Value, write: Value, walk: Walk, inside: Value) -> Value:
-        """Counts what the ring holds and takes input while there is room; returns whether the current tap can be read.
+    def _account(self, m: Module, go: Value, write: Value, walk: Walk, ends: Value) -> Value:
+        """Counts what the ring holds and takes input while there is room; returns whether the current tap's beat has arrived.
 
-        It can if its beat has arrived or if it is outside; a frame's first tap also waits for the frame's first beat. The counts are
+        A frame's first tap, which may lie outside, counts as the frame's first beat: nothing leaves before that has come. The counts are
         kept one lower than what is counted, or as what is left, so that their signs alone decide.
         """
         groups, (top, left), size = self.groups, self.window.pad[:2], self.height * self.width * self.groups
-        bits = (size + self.depth).bit_length() + 2
         corner = (top * self.width + left) * groups
-        ahead = Signal(signed(bits), init=corner - 1)  # beats written from the current tap's on, less 1
-        fresh = Signal(signed(bits), init=-1)  # beats written from the current frame's first on, less 1
-        room = Signal(signed(bits), init=self.depth - 1 - corner)  # places free behind the beats from the window's corner on, less 1
+        # Taps and corners run ahead of what has come by at most a window or a move over what is never read, both less than the ring.
+        counted = signed((2 * self.depth).bit_length() + 1)
+        ahead = Signal(counted, init=-1)  # beats written from the current tap's on, less 1
+        room = Signal(counted, init=self.depth - 1 - corner)  # places free behind the beats from the window's corner on, less 1
         beats = {n: (self._rows[n] * self.width + self._cols[n]) * groups + (n == "group") for n in self.levels}
-        release = [self.ring.frame, self.ring.row, self.ring.pixel]
-        passed = walk.ready(m, go, "passed", [-n for n in self._moves(beats, size)], signed(bits))
-        freed = walk.ready(m, go, "freed", [n * groups - 1 for n in release] + [-1] * (len(self.levels) - 2), signed(bits))
-        ends = walk.ready(m, go, "frame_ends", [1] + [0] * len(self.levels), 1)
-        m.d.comb += self.i.ready.eq(~room[-1])
-        m.d.sync += [
-            ahead.eq(add_carry(ahead, Mux(go, passed, 0), write)),
-            fresh.eq(add_carry(fresh, Mux(go & ends, -size, 0), write)),
-            room.eq(add_carry(room, Mux(go, freed, -1), ~write)),
-        ]
-        first = Signal(init=1)  # tap of the frame
+        moves = [-n for n in self._moves(beats, size)]
+        moves[0] -= corner
+        leaves = moves[walk.first] + corner  # the first tap
+        passed = Signal(ahead.shape(), init=leaves)
         with m.If(go):
-            m.d.sync += first.eq(ends)
-        return Mux(first, ~fresh[-1], ~ahead[-1] | ~inside)
+            m.d.sync += passed.eq(Mux(ends, leaves, walk.choose(m, "passes", moves, counted)))
+        release = [self.ring.frame, self.ring.row, self.ring.pixel]
+        freed = walk.ready(m, go, "freed", [n * groups - 1 for n in release] + [-1] * (len(self.levels) - 2), counted)
+        m.d.comb += self.i.ready.eq(~room[-1])
+        m.d.sync += [ahead.eq(add_carry(ahead, Mux(go, passed, 0), write)), room.eq(add_carry(room, Mux(go, freed, -1), ~write))]
+        return ~ahead[-1]
 
     def _word(self, m: Module, go: Value, write: Value, step: Value, walk: Walk, inside: Value) -> Value:
         """The memory, its addresses, and the word two steps after its tap."""
-        depth, groups = self.depth, self.groups
-        m.submodules.rows = rows = memory.Memory(shape=self.lanes.width, depth=depth, init=[])
+        groups = self.groups
+        size = ring_size(self.lanes.width, self.depth)
+        m.submodules.rows = rows = memory.Memory(shape=self.lanes.width, depth=size, init=[])
         w_port, r_port = rows.write_port(), rows.read_port()
         corner = (self.window.pad[0] * self.width + self.window.pad[1]) * groups
-        w_addr = Signal(len(w_port.addr), init=corner % depth)
+        w_addr = Signal(len(w_port.addr), init=corner % size)
         beats = {n: (self._rows[n] * self.width + self._cols[n]) * groups + (n == "group") for n in self.levels}
         moves = self._moves(beats, self.height * self.width * groups)
-        r_addr = ring_address(m, go, walk, moves, depth)  # the tap at the window's first corner is beat 0 of the ring
+        r_addr = ring_address(m, go, walk, moves, size)  # the tap at the window's first corner is beat 0 of the ring
         m.d.comb += [w_port.addr.eq(w_addr), w_port.data.eq(self.i.payload.as_value()), w_port.en.eq(write)]
         with m.If(write):
-            m.d.sync += w_addr.eq(Mux(w_addr == depth - 1, 0, w_addr + 1))
+            m.d.sync += w_addr.eq(Mux(w_addr == size - 1, 0, w_addr + 1) if size & size - 1 else w_addr + 1)
         m.d.comb += [r_port.addr.eq(r_addr), r_port.en.eq(step)]
         outside, word = Signal(2), Signal(self.lanes.width, reset_less=True)  # block RAM is slow: nothing between it and a register
         with m.If(step):

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.lib.gather import GatherStage
 from hw.lib.mac import Mac
-from hw.params import Ints, Ints3, Lanes
+from hw.params import Ints, Ints3, Lanes, Multiplier
 from hw.units.base import Unit, signature
 
 
@@ -26,7 +26,8 @@ class DeformUnit(Unit):
     stands in the unit's own map in both directions, which is as large as those of offsets and results; ``weights`` (K, K, C), K odd;
     ``bias`` (C,) at the scale of the accumulator, which 2·``frac_bits`` raise; ``low``, ``high``: codes beyond saturate; ``base``: 2^F
     (the default) where the code is s - 1, 0 where it is s itself; ``free``; ``i``; ``offset``: one lane, or with ``free`` two (y, x),
-    a beat a tap; ``o``: lanes of ``i``, signed, the exact accumulator. Raises ValueError if they do not fit together.
+    a beat a tap; ``multiplier``: see :class:`hw.lib.mac.Mac`; ``o``: lanes of ``i``, signed, the exact accumulator. Raises
+    ValueError if they do not fit together.
     """
 
     i: stream.Interface
@@ -36,6 +37,7 @@ class DeformUnit(Unit):
     def __init__(
         self, *, height: int, width: int, channels: int, weights: Ints3, bias: Ints, frac_bits: int, low: int, high: int,
         i: Lanes, offset: Lanes, o: Lanes, base: int | None = None, free: bool = False, upsample: int = 1,
+        multiplier: Multiplier = "inferred",
     ) -> None:  # fmt: skip
         size = len(weights)
         if any(len(row) != size for row in weights):
@@ -46,7 +48,7 @@ class DeformUnit(Unit):
             height=height, width=width, channels=channels, size=size, frac_bits=frac_bits, low=low, high=high, i=i, offset=offset,
             base=base, free=free, upsample=upsample,
         )  # fmt: skip
-        self.mac = Mac(weights=[tap for row in weights for tap in row], bias=bias, i=self.gather.out, o=o)
+        self.mac = Mac(weights=[tap for row in weights for tap in row], bias=bias, i=self.gather.out, o=o, multiplier=multiplier)
         super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(o))})
 
     @property

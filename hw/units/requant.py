@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from amaranth.hdl import Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -13,9 +13,15 @@ from amaranth.lib.wiring import In, Out
 from hw.lib.arith import bits_for
 from hw.lib.fifo import Fifo
 from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep, shift_right
+from hw.lib.primitives import DspMac, register
 from hw.params import Ints, Lanes
 
 from .base import Unit, signature
+
+#: Bits of a DSP48E2's operands.
+SLICE = (27, 18)
+#: Different shifts behind a slice at most: each is an input of a multiplexer.
+SORTS = 4
 
 
 class RequantUnit(Unit):
@@ -33,6 +39,8 @@ class RequantUnit(Unit):
     rounding: "half_up", "half_even" or "floor"
     i, o: streams, with equal lanes
     multiplier_bits: accumulators wider than this are multiplied in two parts and one more cycle (None: never): 18 suits ECP5
+    slices: a DSP48E2 a lane that multiplies and rounds, where operands and rounding fit it (:attr:`sliced`); shifts then
+        differ only by what the multipliers have no room for
     repeat: beats that each channel group lasts (the pixels of a map whose channel groups come first: hw/lib/held.py)
 
     Raises
@@ -59,6 +67,7 @@ class RequantUnit(Unit):
         height: int = 1,
         width: int = 1,
         multiplier_bits: int | None = None,
+        slices: bool = False,
         repeat: int = 1,
     ) -> None:
         if not len(multiplier) == len(shift) == channels:
@@ -77,10 +86,19 @@ class RequantUnit(Unit):
         self.groups = i.beats(channels)
         # Unused lanes are blanked; they take the first group's values, so that what all groups share stays a constant.
         spare = [k % i.lanes % channels for k in range(channels, self.groups * i.lanes)]
-        self.base = min(shift)
         self.split = multiplier_bits is not None and i.bits > multiplier_bits
         self.multiplier = [*multiplier, *(multiplier[k] for k in spare)]
         self.shift = [*shift, *(shift[k] for k in spare)]
+        self.acc_bits = i.bits + (not i.signed)
+        room = (SLICE[0] if self.acc_bits <= SLICE[1] else SLICE[1]) - bits_for(multiplier)  # for bits of shifts
+        sorts = (max(shift) - min(shift)) // (room + 1) + 1 if room >= 0 else SORTS + 1
+        self.sliced = slices and rounding != "half_even" and sorts <= SORTS and self.acc_bits <= SLICE[0]
+        if self.sliced:
+            # m·2^-s = (m·2^f)·2^-(s + f): shifts grow up to the next of a few.
+            grown = [(max(shift) - s) % (room + 1) for s in self.shift]
+            self.multiplier = [m << f for m, f in zip(self.multiplier, grown, strict=True)]
+            self.shift = [s + f for s, f in zip(self.shift, grown, strict=True)]
+        self.base, self.unit = min(self.shift), room + 1 if self.sliced else 1
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
     @property
@@ -123,24 +141,48 @@ class RequantUnit(Unit):
                 self.count(m, group, "times")
         bits = bits_for(self.multiplier)
         # What all shifts have in common is wiring; only the rest is shifted by logic.
-        extra = [v - self.base for v in self.shift]
+        extra = [(v - self.base) // self.unit for v in self.shift]
         tables = {"multiplier": (self.multiplier, signed(bits)), "shift": (extra, unsigned(max(extra).bit_length()))}
         values = self.parameters(m, tables, group, en)
+        lane = self.slice if self.sliced else self.lane
         for n in range(self.i_lanes.lanes):
-            m.d.comb += out.i.payload[n].eq(self.lane(m, n, values["multiplier"][n], values["shift"][n], en))
+            m.d.comb += out.i.payload[n].eq(lane(m, n, values["multiplier"][n], values["shift"][n], en))
         self.blank_unused(m, out.i)
         return m
+
+    def slice(self, m: Module, n: int, multiplier: Value, extra: Value, en: Value) -> Signal:
+        """One lane's pipeline with a slice, whose registers hold accumulator, product and rounded product; then clamped."""
+        wide = self.acc_bits > SLICE[1]
+        m.submodules[f"dsp{n}"] = dsp = DspMac(a_register=wide, b_register=not wide)
+        acc, factor = (dsp.a, dsp.b) if wide else (dsp.b, dsp.a)
+        shifts = range(self.base, max(self.shift) + 1, self.unit)
+        rounded = dsp.p[: max(self.acc_bits + len(multiplier), shifts[-1]) + 1].as_signed()
+        halves = [Const(0 if self.rounding == "floor" else 1 << shift - 1, 48) for shift in shifts]
+        shifted = [rounded >> shift for shift in shifts]
+        if isinstance(extra, Const):
+            half, value = halves[extra.value], shifted[extra.value]
+        else:
+            late = register(m, extra, en, f"extra_a{n}")
+            half, value = Array(halves)[late], Array(shifted)[register(m, late, en, f"extra_b{n}")]
+        m.d.comb += [acc.eq(self.i.payload[n]), factor.eq(multiplier), dsp.c.eq(half)]
+        m.d.comb += [dsp.load.eq(1), dsp.en.eq(en), dsp.add.eq(en)]
+        return self.clamped(m, n, value, en)
+
+    def clamped(self, m: Module, n: int, value: Value, en: Value) -> Signal:
+        """The register of a lane's result."""
+        shape = signed(self.o_lanes.bits) if self.o_lanes.signed else unsigned(self.o_lanes.bits)
+        result = Signal(shape, name=f"result{n}", reset_less=True)
+        with m.If(en):
+            m.d.sync += result.eq(saturate(value, self.low, self.high))
+        return result
 
     def lane(self, m: Module, n: int, multiplier: Value, extra: Value, en: Value) -> Signal:
         """One lane's pipeline: the accumulator, its product (in two steps if split), shifted, rounded and clamped."""
 
         def step(value: Any, name: str) -> Signal:
-            register = Signal(value.shape(), name=f"{name}{n}", reset_less=True)
-            with m.If(en):
-                m.d.sync += register.eq(value)
-            return register
+            return register(m, value, en, f"{name}{n}")
 
-        acc = Signal(signed(self.i_lanes.bits + (not self.i_lanes.signed)), name=f"acc{n}", reset_less=True)
+        acc = Signal(signed(self.acc_bits), name=f"acc{n}", reset_less=True)
         with m.If(en):
             m.d.sync += acc.eq(self.i.payload[n])
         fixed = isinstance(extra, Const)
@@ -157,11 +199,7 @@ class RequantUnit(Unit):
             lost = lost | lost_more
         kept = step(shifted, "kept")
         sticky: Value = step(lost, "sticky") if self.rounding == "half_even" else Const(0)
-        shape = signed(self.o_lanes.bits) if self.o_lanes.signed else unsigned(self.o_lanes.bits)
-        result = Signal(shape, name=f"result{n}", reset_less=True)
-        with m.If(en):
-            m.d.sync += result.eq(saturate(round_kept(kept, sticky, self.rounding), self.low, self.high))
-        return result
+        return self.clamped(m, n, round_kept(kept, sticky, self.rounding), en)
 
     def count(self, m: Module, group: Signal, name: str) -> None:
         """The channel group of the next beat."""

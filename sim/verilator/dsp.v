@@ -19,7 +19,7 @@ module DSP48E2 #(
 );
     generate
         if (A_INPUT != "DIRECT" || B_INPUT != "DIRECT" || USE_MULT != "MULTIPLY" || USE_SIMD != "ONE48" || BMULTSEL != "B" || AREG > 1
-            || ALUMODEREG != 0 || OPMODEREG != 0 || INMODEREG != 0 || PREADDINSEL != "A")
+            || ALUMODEREG != 0 || CREG != 0 || OPMODEREG != 0 || INMODEREG != 0 || PREADDINSEL != "A")
             DSP48E2_used_in_a_way_that_is_not_modelled refused ();
     endgenerate
     reg [26:0] a1 = 0, d1 = 0, ad1 = 0;
@@ -35,7 +35,7 @@ module DSP48E2 #(
     wire signed [44:0] product = $signed(multiplicand) * $signed(b);
     wire [44:0] m = MREG == 1 ? m1 : product;
     wire [47:0] xy = OPMODE[3:0] == 4'b0101 ? {{3{m[44]}}, m} : 48'd0;
-    wire [47:0] z = OPMODE[6:4] == 3'b001 ? PCIN : OPMODE[6:4] == 3'b011 ? C : 48'd0;
+    wire [47:0] z = OPMODE[6:4] == 3'b001 ? PCIN : OPMODE[6:4] == 3'b010 ? p1 : OPMODE[6:4] == 3'b011 ? C : 48'd0;
     wire [47:0] w = OPMODE[8:7] == 2'b10 ? RND : 48'd0;
     wire [47:0] total = xy + z + w;
     assign P = PREG == 1 ? p1 : total;

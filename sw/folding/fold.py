@@ -125,7 +125,7 @@ def options(node: Node, types: list[TensorType], out: TensorType, arriving: int,
         common = _common(node, types)
         return [Fold(lanes_in=n, lanes_out=n) for n in range(1, common + 1) if common % n == 0]
     if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
-        return [Fold(lanes_in=n, lanes_out=n) for n in _widths(x.channels)]
+        return [Fold(lanes_in=n, lanes_out=n, multiplier=multiplier) for n in _widths(x.channels)]
     # The rest takes the beats that come, or wider ones where those are too slow.
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
 

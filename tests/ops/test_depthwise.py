@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hw.params import Lanes, Window
+from hw.params import Lanes, Multiplier, Window
 from hw.units.depthwise import DepthwiseUnit
 from sim.accelerator import VerilatorAccelerator
 from sim.run import Case
@@ -50,12 +50,13 @@ def frames(height: int, width: int, channels: int, i: Lanes, count: int = 4) -> 
 
 def case(
     height: int, width: int, channels: int, window: Window, *, lanes: int, bits: int = 8, signed: bool = False, taps: int = 1,
-    pysim: bool = False,
+    pysim: bool = False, multiplier: Multiplier = "inferred", weight_bits: int = 4,
 ) -> Case:  # fmt: skip
     i = Lanes(lanes=lanes, bits=bits, signed=signed)
-    op = depthwise(channels, window)
-    name = f"{height}x{width}x{channels} by {lanes} {window.kernel} stride {window.stride} {taps} taps"
-    return Case(name=name, unit=unit(op, height, width, i, taps=taps), op=op, inputs=(frames(height, width, channels, i),), pysim=pysim)
+    op = depthwise(channels, window, weight_bits)
+    name = f"{height}x{width}x{channels} by {lanes} {window.kernel} stride {window.stride} {taps} taps {multiplier}"
+    made = unit(op, height, width, i, taps=taps, multiplier=multiplier)
+    return Case(name=name, unit=made, op=op, inputs=(frames(height, width, channels, i),), pysim=pysim)
 
 
 @pytest.mark.rtl
@@ -72,6 +73,13 @@ def test_units(check_units: Callable[..., None]) -> None:
         case(6, 6, 6, Window(stride=(2, 2)), lanes=4),
         case(1, 1, 2, SAME, lanes=1),
         case(6, 7, 9, Window(kernel=(5, 5), pad=(2, 2, 2, 2)), lanes=8),
+        case(4, 5, 3, SAME, lanes=2, pysim=True, multiplier="dsp48e2"),
+        case(5, 4, 5, SAME, lanes=5, signed=True, multiplier="dsp48e2", weight_bits=8),
+        case(4, 4, 2, Window(), lanes=1, multiplier="dsp48e2"),
+        case(4, 5, 3, SAME, lanes=2, pysim=True, multiplier="soft"),
+        case(5, 4, 5, SAME, lanes=5, signed=True, multiplier="soft", weight_bits=8),
+        case(5, 4, 3, SAME, lanes=3, bits=3, multiplier="soft", weight_bits=5),
+        case(4, 4, 2, Window(), lanes=1, bits=4, multiplier="soft", weight_bits=2),
     ])  # fmt: skip
 
 

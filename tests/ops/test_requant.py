@@ -19,11 +19,14 @@ from sw.ops import Requant
 RNG = np.random.default_rng(5)
 
 
-def case(name: str, channels: int, lanes: int, acc_bits: int, *, size: tuple[int, int] = (2, 3), shared: bool = False, **over: Any) -> Case:
+def case(
+    name: str, channels: int, lanes: int, acc_bits: int, *, size: tuple[int, int] = (2, 3), shared: bool = False, slices: bool = False,
+    spread: int = 20, top: int = 16, **over: Any,
+) -> Case:  # fmt: skip
     """Corner accumulators and ties first, then random ones; a multiplier and shift a channel unless ``shared``."""
-    multiplier = RNG.integers(-(2**16) + 1, 2**16, channels)
-    multiplier[:2] = 2**16 - 1, -(2**16) + 1
-    shift = RNG.integers(1, 20, channels)
+    multiplier = RNG.integers(-(2**top) + 1, 2**top, channels)
+    multiplier[:2] = 2**top - 1, -(2**top) + 1
+    shift = RNG.integers(1, spread, channels)
     shift[:2] = 1, over.pop("longest", 30)
     if shared:
         multiplier, shift = np.full(channels, 4099), np.full(channels, 14)
@@ -38,8 +41,10 @@ def case(name: str, channels: int, lanes: int, acc_bits: int, *, size: tuple[int
     fields_hw = {k: fields[k] for k in ("low", "high", "rounding")}
     unit = RequantUnit(
         height=size[0], width=size[1], channels=channels, multiplier=multiplier.tolist(), shift=shift.tolist(),
-        i=Lanes(lanes=lanes, bits=acc_bits, signed=True), o=Lanes(lanes=lanes, bits=fields["bits"], signed=fields["signed"]), **fields_hw,
+        i=Lanes(lanes=lanes, bits=acc_bits, signed=True), o=Lanes(lanes=lanes, bits=fields["bits"], signed=fields["signed"]), slices=slices,
+        **fields_hw,
     )  # fmt: skip
+    assert unit.sliced == slices, name
     return Case(name=name, unit=unit, op=op, inputs=(x,), pysim=over.get("rounding") == "half_even")
 
 
@@ -55,6 +60,12 @@ def test_units_equal_golden(check_units: Any) -> None:
         case("shared_even", 4, 2, 22, shared=True, rounding="half_even"),
         case("clamp_without_zero", 5, 4, 20, low=3, high=100),
         case("lane_a_channel", 4, 4, 12),
+        case("slices", 7, 3, 18, slices=True),  # room for 10 bits of shifts: three sorts are left
+        case("slices_wide", 7, 2, 27, slices=True, spread=8, longest=8),  # and for one: four are left
+        case("slices_far", 4, 2, 18, slices=True, longest=44),
+        case("slices_floor", 6, 3, 16, slices=True, rounding="floor", low=0, high=255, signed=False),
+        case("slices_one_shift", 5, 2, 14, slices=True, spread=9, longest=10, top=8),
+        case("slices_shared", 5, 2, 22, slices=True, shared=True, low=0, high=15, bits=4, signed=False),
     ])  # fmt: skip
 
 
@@ -73,6 +84,17 @@ def test_latency_is_five_cycles() -> None:
     unit = RequantUnit(channels=1, multiplier=[3], shift=[1], low=-128, high=127, i=lanes, o=lanes)
     register = run_streams(Fifo(lanes, 1), {"i": [[5]]}, {"o": [[5]]}, p_in=1, p_out=1)  # latency 1
     assert run_streams(unit, {"i": [[5]]}, {"o": [[8]]}, p_in=1, p_out=1) == register + 4
+
+
+def test_slices_only_where_they_suffice() -> None:
+    o = Lanes(lanes=1, bits=8, signed=True)
+    common: dict[str, Any] = {"channels": 2, "multiplier": [3, 65535], "low": -128, "high": 127, "o": o, "slices": True}
+    for bits, rounding, sliced in ((18, "half_up", True), (27, "floor", True), (28, "half_up", False), (18, "half_even", False)):
+        unit = RequantUnit(i=Lanes(lanes=1, bits=bits, signed=True), shift=[9, 12], rounding=rounding, **common)
+        assert unit.sliced == sliced, (bits, rounding)
+    assert not RequantUnit(i=Lanes(lanes=1, bits=20, signed=True), shift=[9, 20], **common).sliced, "six shifts are left"
+    narrow = RequantUnit(i=Lanes(lanes=1, bits=18, signed=True), shift=[9, 12], **common)
+    assert (narrow.multiplier, narrow.shift) == ([3 << 3, 65535], [12, 12])
 
 
 @pytest.mark.parametrize(
