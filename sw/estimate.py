@@ -3,8 +3,8 @@
 Rules: a memory of at most 64 words or 4,096 bits is LUT RAM (a LUT6 holds 64 × 1 bits), a larger one block RAM in the aspect
 ratio that takes fewest BRAM36; a convolution's product takes a share of a multiplier and the LUTs of LUT_A_PRODUCT; a depthwise one a
 multiplier or, if soft, the LUTs of Booth's rows; a requantizer's product takes one DSP, two where the accumulator exceeds 26
-bits; every data path bit is
-registered about twice. Only LUT_A_PRODUCT was fitted to synthesis: treat it as right within a factor, not a percentage.
+bits; every data path bit is registered about twice. Only LUT_A_PRODUCT was fitted to synthesis: treat it as right within a factor, not
+a percentage.
 """
 from __future__ import annotations
 

@@ -112,6 +112,10 @@ def choose(
     return result
 
 
+#: Where multipliers run out.
+SOFT: Multiplier = "soft"
+
+
 def options(node: Node, types: list[TensorType], out: TensorType, arriving: int, multiplier: Multiplier = "inferred") -> list[Fold]:
     """The folds worth trying for a node that is fed ``arriving`` lanes a beat."""
     x = types[0]
@@ -124,8 +128,10 @@ def options(node: Node, types: list[TensorType], out: TensorType, arriving: int,
     if isinstance(node.op, Split | Concat):
         common = _common(node, types)
         return [Fold(lanes_in=n, lanes_out=n) for n in range(1, common + 1) if common % n == 0]
-    if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
-        return [Fold(lanes_in=n, lanes_out=n, multiplier=multiplier) for n in _widths(x.channels)]
+    if isinstance(node.op, Depthwise | Deform):
+        return [Fold(lanes_in=n, lanes_out=n, multiplier=kind) for n in _widths(x.channels) for kind in dict.fromkeys((multiplier, SOFT))]
+    if isinstance(node.op, MaxPool | AveragePool):
+        return [Fold(lanes_in=n, lanes_out=n) for n in _widths(x.channels)]
     # The rest takes the beats that come, or wider ones where those are too slow.
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hw.lib.fifo import Fifo
+from hw.lib.fixed import Rounding
 from hw.params import Lanes
 from hw.testing import run_streams
 from hw.units.requant import RequantUnit
@@ -89,7 +90,9 @@ def test_latency_is_five_cycles() -> None:
 def test_slices_only_where_they_suffice() -> None:
     o = Lanes(lanes=1, bits=8, signed=True)
     common: dict[str, Any] = {"channels": 2, "multiplier": [3, 65535], "low": -128, "high": 127, "o": o, "slices": True}
-    for bits, rounding, sliced in ((18, "half_up", True), (27, "floor", True), (28, "half_up", False), (18, "half_even", False)):
+    wanted: list[tuple[int, Rounding, bool]]
+    wanted = [(18, "half_up", True), (27, "floor", True), (28, "half_up", False), (18, "half_even", False)]
+    for bits, rounding, sliced in wanted:
         unit = RequantUnit(i=Lanes(lanes=1, bits=bits, signed=True), shift=[9, 12], rounding=rounding, **common)
         assert unit.sliced == sliced, (bits, rounding)
     assert not RequantUnit(i=Lanes(lanes=1, bits=20, signed=True), shift=[9, 20], **common).sliced, "six shifts are left"
