@@ -6,6 +6,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,43 +24,54 @@ from models.qat import calibrate, prepare
 from models.score import torch_network
 from sw import golden
 from sw.compiler import load_graph
-from sw.fast import FastGolden
+from sw.fast import FastGolden, blas
 
 #: Batch, channels, height, width: config b's decoder stages, and the layer of CoDeNet's table 2.
 MAPS = ((8, 1024, 8, 8), (8, 256, 16, 16), (8, 128, 32, 32), (1, 256, 64, 64))
 
 
-def in_turn(
-    ways: dict[str, Callable[[], Any]], rounds: int, progress: Callable[[int, int], None] | None = None, *, cpu: bool = False
-) -> dict[str, float]:
-    """Median seconds of each way over ``rounds``, taken in turn after one that does not count: machines are shared and noisy.
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one way in each round: that passed, and of all cores together, whoever else uses them."""
 
-    ``cpu``: of all cores together, whoever else uses them.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    clock = time.process_time if cpu else time.perf_counter
+    wall: list[float]
+    cpu: list[float]
+
+
+def in_turn(ways: dict[str, Callable[[], Any]], rounds: int, progress: Callable[[int, int], None] | None = None) -> dict[str, Times]:
+    """Each way's times over ``rounds``, taken in turn after one that does not count: machines are shared and noisy."""
+    found = {name: Times([], []) for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            started = clock()
+            started, spent = time.perf_counter(), time.process_time()
             way()
             if turn:
-                seconds[name].append(clock() - started)
+                found[name].cpu.append(time.process_time() - spent)
+                found[name].wall.append(time.perf_counter() - started)
         if progress is not None:
             progress(turn + 1, rounds + 1)
-    return {name: median(each) for name, each in seconds.items()}
+    return found
+
+
+def times_faster(found: dict[str, Times], clock: str, base: tuple[str, ...]) -> dict[str, float]:
+    """How often each way fits into the faster one of ``base``, by ``clock`` (wall or cpu): median over the rounds' own ratios."""
+    times: dict[str, list[float]] = {name: getattr(each, clock) for name, each in found.items()}
+    fastest = min(base, key=lambda name: median(times[name]))
+    return {name: median(a / b for a, b in zip(times[fastest], each, strict=True)) for name, each in times.items()}
 
 
 def bench_deform(*, rounds: int = 5, device: str | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Seconds of depthwise 3x3 operators, forward and with backward, beside the plain convolution's, by map.
 
-    Operators: plain, deform-square and deform-free (PyTorch code), and where they are present torchvision-free, triton-square (GPU).
+    Operators: plain, deform-square and deform-free as they train here, the same as PyTorch code alone (torch-...), and where they are
+    present torchvision-free, triton-square (GPU).
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for k, shape in enumerate(MAPS):
         for backward in (False, True):
             ways = {name: _call(run, inputs, device, backward) for name, (run, inputs) in _operators(shape, device).items()}
-            seconds = in_turn(ways, rounds)
+            seconds = {name: median(times.wall) for name, times in in_turn(ways, rounds).items()}
             rows += [
                 {"map": list(shape), "pass": "forward+backward" if backward else "forward", "operator": name, "seconds": each,
                  "times_plain": each / seconds["plain"]}
@@ -81,7 +93,9 @@ def _operators(shape: tuple[int, int, int, int], device: str) -> dict[str, tuple
     found: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
         "plain": (lambda x, k: F.conv2d(x, k, padding=1, groups=c), [x, weight]),
         "deform-square": (lambda x, o, k: deform_conv(x, o, k, groups=c, taps=square), [x, o, weight]),
+        "torch-square": (lambda x, o, k: deform_conv(x, o, k, groups=c, taps=square, native=False), [x, o, weight]),
         "deform-free": (lambda x, o, k: deform_conv(x, o, k, groups=c, taps=Taps(bounds=(-8, 7))), [x, free, weight]),
+        "torch-free": (lambda x, o, k: deform_conv(x, o, k, groups=c, taps=Taps(bounds=(-8, 7)), native=False), [x, free, weight]),
     }
     if importlib.util.find_spec("torchvision"):
         from torchvision.ops import deform_conv2d
@@ -113,8 +127,9 @@ def bench_golden(
 ) -> dict[str, Any]:  # fmt: skip
     """Images a second of the golden model and of PyTorch's float network (both memory layouts), all cores, in one run.
 
-    ``times_torch`` is against the faster of the two layouts; the CPU time that an image takes says more on a busy machine.
-    Weights are random, batch norms and scales settled on random images.
+    ``times_torch`` is against the faster of the two layouts, round by round; ``cpu_times_torch`` is the same of CPU time, which says more
+    on a busy machine. ``blas``: NumPy's library and the kernels it chose. Weights are random, batch norms and scales settled on random
+    images.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(sorted(PRESETS))}, not {preset!r}")
@@ -137,15 +152,17 @@ def bench_golden(
     torch.set_num_threads(cores)
     try:
         ways = {"golden": lambda: fast.run(images), "torch-float": lambda: first(images), "torch-float-channels-last": lambda: last(images)}
-        seconds, spent = in_turn(ways, rounds, progress), in_turn(ways, 1, cpu=True)
+        found = in_turn(ways, rounds, progress)
     finally:
         torch.set_num_threads(threads)
-    base = min(seconds["torch-float"], seconds["torch-float-channels-last"])
+    layouts = "torch-float", "torch-float-channels-last"
+    wall, cpu = (times_faster(found, clock, layouts) for clock in ("wall", "cpu"))
     rows = [
-        {"backend": name, "images_per_second": batch / each, "times_torch": base / each, "cpu_seconds_per_image": spent[name] / batch}
-        for name, each in seconds.items()
-    ]
-    return {"preset": preset, "batch": batch, "cores": cores, "rounds": rounds, "backends": rows}
+        {"backend": name, "images_per_second": batch / median(times.wall), "times_torch": wall[name],
+         "cpu_seconds_per_image": median(times.cpu) / batch, "cpu_times_torch": cpu[name]}
+        for name, times in found.items()
+    ]  # fmt: skip
+    return {"preset": preset, "batch": batch, "cores": cores, "rounds": rounds, "blas": blas(), "backends": rows}
 
 
 class Settled(nn.Module):

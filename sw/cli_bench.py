@@ -98,11 +98,12 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
         if as_json:
             print(json.dumps(record))
             return
-        title = f"{preset}, batch {batch}, {record['cores']} cores"
-        table = Table("backend", "images a second", "times torch", "CPU seconds an image", title=title)
+        title = f"{preset}, batch {batch}, {record['cores']} cores, BLAS {record['blas']}"
+        table = Table("backend", "images a second", "times torch", "CPU ms an image", "times torch's CPU", title=title)
         for row in record["backends"]:
-            speed = f"{row['images_per_second']:.2f}", f"{row['times_torch']:.2f}", f"{row['cpu_seconds_per_image']:.3f}"
-            table.add_row(row["backend"], *speed)
+            speed = f"{row['images_per_second']:.2f}", f"{row['times_torch']:.2f}"
+            spent = f"{row['cpu_seconds_per_image'] * 1e3:.2f}", f"{row['cpu_times_torch']:.2f}"
+            table.add_row(row["backend"], *speed, *spent)
         screen.print(table)
 
 

@@ -1,9 +1,10 @@
 """The golden model at speed: the same integers as ``sw.golden``, held in floats so that BLAS and vector units do the work.
 
 Every value is an integer of float32 where all that is added up stays below 2^24, else of float64 below 2^53: both are exact, whatever
-the order of the sum (DESIGN.md section 3). A convolution and the requantization behind it run as one. Images run beside each other in
-threads, which NumPy lets run freely, each with a single-threaded BLAS: a map of one image stays in its core's cache.
-Operators without a fast form here run as the golden model has them.
+the order of the sum (DESIGN.md section 3). Images run beside each other in threads, which NumPy lets run freely, each with a
+single-threaded BLAS: a map of one image stays in its core's cache. Products of convolutions go through BLAS; the rest is compiled
+(``sw.fast_native``), a sum and the requantization behind it as one. Without a compiler, and where float32 is too short, NumPy does it;
+operators without a fast form run as the golden model has them.
 """
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from sw import fast_native
 from sw.errors import CompileError
 from sw.golden import check_images
 from sw.graph import Graph, Node
@@ -41,6 +43,12 @@ def _reach(x: TensorType, weights: Array, bias: Array, gain: int = 1) -> int:
     """Greatest magnitude of any partial sum; ``weights`` (outputs, products)."""
     largest = max(-x.lowest, x.highest)
     return int((np.abs(weights).sum(1, dtype=np.int64) * largest * gain + np.abs(bias)).max())
+
+
+def blas() -> str:
+    """The library behind NumPy's products and the kind of its kernels (OpenBLAS: set OPENBLAS_CORETYPE to choose)."""
+    found = [f"{each['internal_api']} {each.get('architecture', '')}" for each in threadpool_info() if each["user_api"] == "blas"]
+    return ", ".join(dict.fromkeys(found))
 
 
 def _conv(op: Conv, x: TensorType) -> Kernel:
@@ -111,11 +119,16 @@ def _deform(op: Deform, x: TensorType) -> Kernel:
     return run
 
 
-def _requant(op: Requant, x: TensorType) -> Kernel:
+def _factors(op: Requant, x: TensorType) -> npt.NDArray[np.float64] | None:
+    """multiplier * 2^-shift (C,) where its product with an accumulator is exact, else None."""
     largest = max(-x.lowest, x.highest) * int(np.abs(op.multiplier).max()) + (1 << int(op.shift.max()))
-    if largest >= 1 << DOUBLE:
+    return op.multiplier * 2.0 ** -op.shift if largest < 1 << DOUBLE else None
+
+
+def _requant(op: Requant, x: TensorType) -> Kernel:
+    factor = _factors(op, x)
+    if factor is None:
         return _slow(op)
-    factor = op.multiplier * 2.0 ** -op.shift  # exact, and so is its product with an accumulator
     out = holding(max(abs(op.low), abs(op.high)))
 
     def run(acc: Floats) -> tuple[Floats, ...]:
@@ -155,11 +168,14 @@ def _concat(op: Concat, x: TensorType) -> Kernel:
 
 
 def _split(op: Split, x: TensorType) -> Kernel:
-    return lambda image: tuple(np.split(image, np.cumsum(op.sizes)[:-1], axis=2))
+    ends = np.cumsum(op.sizes).tolist()
+    parts = [np.s_[:, :, end - size : end] for end, size in zip(ends, op.sizes, strict=True)]
+    return lambda image: tuple(image[part] for part in parts)
 
 
 def _upsample(op: Upsample, x: TensorType) -> Kernel:
-    return lambda image: (image.repeat(op.factor, axis=0).repeat(op.factor, axis=1),)
+    shape, wide = (x.height * op.factor, x.width * op.factor, x.channels), (x.height, op.factor, x.width, op.factor, x.channels)
+    return lambda image: (np.broadcast_to(image[:, None, :, None], wide).reshape(shape),)
 
 
 def _slow(op: Op) -> Kernel:
@@ -178,18 +194,76 @@ KERNELS: dict[type[Op], Callable[[Any, TensorType], Kernel]] = {
 }  # fmt: skip
 
 
+def _exact_sums(op: Op, x: TensorType) -> bool:
+    """Whether all that ``op`` reads and adds up is exact in float32."""
+    if not isinstance(op, (Conv, Depthwise, Deform)):
+        return _single(x)
+    weights = op.weights.reshape(len(op.weights), -1) if isinstance(op, Conv) else op.weights.reshape(-1, op.weights.shape[2]).T
+    gain = 1 << 2 * op.frac_bits if isinstance(op, Deform) else 1
+    return _single(x) and holding(_reach(x, weights, op.bias, gain)) is np.float32
+
+
+def _single(x: TensorType) -> bool:
+    return max(-x.lowest, x.highest) < 1 << SINGLE
+
+
+def native_kernel(op: Op, types: list[TensorType], requant: Requant | None = None) -> Kernel | None:
+    """The compiled kernel of ``op``, with the ``requant`` behind it as one, or None where there is none or it would not be exact."""
+    lib = fast_native.code()
+    if lib is None or not all(map(_single, types)):
+        return None
+    if type(op) in fast_native.MOVES:
+        return fast_native.MOVES[type(op)](lib, op, types[0])
+    if type(op) not in fast_native.SUMS or not _exact_sums(op, types[0]):
+        return None
+    last = op if isinstance(op, Requant) else requant
+    factors = None
+    if last is not None:
+        (acc,) = op.infer(*types) if requant is not None else types
+        factors = _factors(last, acc)
+        if factors is None or max(-last.low, last.high) >= 1 << SINGLE:
+            return None
+    return fast_native.SUMS[type(op)](lib, op, types[0], requant, factors)
+
+
+#: Inputs, outputs and how the one becomes the other.
+Step = tuple[tuple[str, ...], tuple[str, ...], Kernel]
+
+
 class FastGolden:
     """A graph made ready to run; ``run`` gives the outputs as ``sw.golden.run`` does, and nothing else."""
 
     def __init__(self, graph: Graph, threads: int | None = None) -> None:
         self.graph, self.threads = graph, threads or os.cpu_count() or 1
-        self.steps = [(node, self._kernel(node)) for node in graph.nodes]
-        last = {t: k for k, n in enumerate(graph.nodes) for t in n.inputs}
-        self._done = [[t for t, use in last.items() if use == k and t not in graph.outputs] for k in range(len(graph.nodes))]
+        self.steps = self._plan()
+        last = {t: k for k, (inputs, _, _) in enumerate(self.steps) for t in inputs}
+        self._done = [[t for t, use in last.items() if use == k and t not in graph.outputs] for k in range(len(self.steps))]
 
-    def _kernel(self, node: Node) -> Kernel:
-        make = KERNELS.get(type(node.op))
-        return make(node.op, self.graph.types(node.inputs)[0]) if make is not None else _slow(node.op)
+    def _plan(self) -> list[Step]:
+        """One step a node; a sum and the requantizer that alone reads it are one step where compiled code has both."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                readers.setdefault(name, []).append(node)
+        steps: list[Step] = []
+        joined: set[int] = set()
+        for node in self.graph.nodes:
+            if id(node) in joined:
+                continue
+            types = self.graph.types(node.inputs)
+            behind = readers.get(node.outputs[0], []) if isinstance(node.op, (Conv, Depthwise, Deform)) else []
+            if len(behind) == 1 and isinstance(behind[0].op, Requant) and node.outputs[0] not in self.graph.outputs:
+                both = native_kernel(node.op, types, behind[0].op)
+                if both is not None:
+                    steps.append((node.inputs, behind[0].outputs, both))
+                    joined.add(id(behind[0]))
+                    continue
+            steps.append((node.inputs, node.outputs, native_kernel(node.op, types) or self._plain(node.op, types[0])))
+        return steps
+
+    def _plain(self, op: Op, x: TensorType) -> Kernel:
+        make = KERNELS.get(type(op))
+        return make(op, x) if make is not None else _slow(op)
 
     def run(self, images: Array) -> dict[str, Array]:
         """Outputs by name, int64 (N, H, W, C), for ``images`` (N, H, W, C) of integers."""
@@ -200,8 +274,8 @@ class FastGolden:
 
     def _one(self, image: Array) -> dict[str, Floats]:
         values: dict[str, Floats] = {self.graph.inputs[0]: image.astype(np.float32)}
-        for (node, kernel), done in zip(self.steps, self._done, strict=True):
-            values.update(zip(node.outputs, kernel(*(values[t] for t in node.inputs)), strict=True))
+        for (inputs, outputs, kernel), done in zip(self.steps, self._done, strict=True):
+            values.update(zip(outputs, kernel(*(values[t] for t in inputs)), strict=True))
             for name in done:
                 values.pop(name, None)
         return {t: values[t] for t in self.graph.outputs}

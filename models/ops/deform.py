@@ -120,11 +120,11 @@ def tap_coordinates(offset: Tensor, taps: Taps = SQUARE) -> tuple[Tensor, Tensor
 
 def deform_conv(
     x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, *, groups: int = 1,
-    taps: Taps = FREE,
+    taps: Taps = FREE, native: bool = True,
 ) -> Tensor:  # fmt: skip
     """For training. x (N, C, H, W), weight (OC, C / groups, K, K), bias (OC,). Differentiable in every tensor.
 
-    Depthwise on a CPU: ``models.ops.deform_cpu``; else one ``grid_sample`` over all taps, then one convolution.
+    Depthwise on a CPU: ``models.ops.deform_cpu``, unless ``native`` is False; else one ``grid_sample`` over all taps, then one convolution.
     Under autocast positions and samples stay float32: half precision knows no fractions of pixel 500.
     """
     _check(x, offset, weight, mask, groups, taps)
@@ -132,7 +132,7 @@ def deform_conv(
     x, offset = x.to(dtype), offset.to(dtype)
     (n, c, height, width), k, parts = x.shape, taps.kernel, taps.groups(offset)
     rows, columns = tap_coordinates(settle(offset, taps), taps)
-    if groups == c == weight.shape[0] and x.device.type == "cpu" and deform_cpu.available():
+    if native and groups == c == weight.shape[0] and x.device.type == "cpu" and deform_cpu.available():
         seen_by = None if mask is None else mask.to(dtype).view_as(rows)
         y: Tensor = deform_cpu.gather(x, rows, columns, weight.to(dtype).view(c, k * k).t(), seen_by)
         return y if bias is None else y + bias.view(1, -1, 1, 1)

@@ -5,23 +5,15 @@ Known to torch.compile as ``warploom::gather``. Without a C++ compiler, or with 
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
-import shutil
-import subprocess
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sw.cache import cached_build
-
-logger = logging.getLogger(__name__)
+from sw import native
 
 SOURCE = Path(__file__).with_name("gather.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp-simd", "-fPIC", "-shared", "-pthread")
 #: Channels of one task (SLICE in gather.cpp).
 SLICE = 64
 
@@ -30,31 +22,9 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "pixels", "taps", "parts", "threads")]
 
 
-def _machine() -> str:
-    """What -march=native depends on: a cache may move to another machine."""
-    try:
-        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return ""
-
-
-@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled code; None where there is no compiler, it fails, or WARPLOOM_NATIVE is 0."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None or os.environ.get("WARPLOOM_NATIVE") == "0":
-        return None
-
-    def build(folder: Path) -> None:
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(folder / "gather.so")], check=True, capture_output=True, text=True)
-
-    try:
-        version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
-        folder = cached_build(["gather", SOURCE.read_bytes(), version, _machine(), *FLAGS], build)
-        return ctypes.CDLL(str(folder / "gather.so"))
-    except (OSError, subprocess.CalledProcessError) as error:
-        logger.warning("%s does not compile (%s): the deformable operator runs as PyTorch code", SOURCE, error)
-        return None
+    """The compiled code, None where it cannot be."""
+    return native.load(SOURCE)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hw.params import Window
-from sw import fast, golden
+from sw import fast, fast_native, golden
 from sw.compiler import load_graph
 from sw.errors import CompileError
 from sw.ops import Array, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Split, TensorType, Upsample
@@ -62,6 +62,8 @@ CASES: dict[str, tuple[Op, list[TensorType]]] = {
     "split": (Split(sizes=(2, 4)), [kind()]),
     "upsample": (Upsample(factor=2), [kind()]),
 }
+#: Where float32 is too short, or moving memory is all there is to do.
+BY_NUMPY_ALONE = {"dense in float64", "wide", "concat", "split", "upsample"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,11 +73,44 @@ def test_operator_is_the_golden_one(name: str) -> None:
     for x, t in zip(inputs, types, strict=True):
         x[0, 0, 0], x[0, -1, -1] = t.lowest, t.highest
     expected = op.golden(*inputs)
-    kernel = fast.KERNELS[type(op)](op, types[0])
-    for n in range(3):
-        found = kernel(*(x[n].astype(np.float32) for x in inputs))
-        for mine, theirs in zip(found, expected, strict=True):
-            assert np.array_equal(mine, theirs[n])
+    native = fast.native_kernel(op, types)
+    assert (native is None) == (name in BY_NUMPY_ALONE)
+    for kernel in (fast.KERNELS[type(op)](op, types[0]), *([] if native is None else [native])):
+        for n in range(3):
+            found = kernel(*(x[n].astype(np.float32) for x in inputs))
+            for mine, theirs in zip(found, expected, strict=True):
+                assert np.array_equal(mine, theirs[n])
+
+
+#: Sums in which every channel of an odd number has blocks of 64, 48, 32 and 16, pieces of blocks, or less than one.
+WIDTHS = (3, 16, 21, 40, 58, 130)
+
+
+@pytest.mark.parametrize("rounding", ["half_up", "half_even", "floor"])
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_sums_and_requantizers_as_one_step(channels: int, rounding: Literal["half_up", "half_even", "floor"]) -> None:
+    """Weights that lie transposed in memory, inputs that are parts of wider maps."""
+    signed, outputs = rounding != "half_up", 9
+    sums: list[tuple[Op, int]] = [
+        (Conv(weights=some(outputs, 1, 1, channels), bias=some(outputs, high=999)), outputs),
+        (Conv(weights=some(outputs, 3, 3, channels), bias=some(outputs), window=WINDOW), outputs),
+        (Depthwise(weights=some(channels, 3, 3).transpose(1, 2, 0), bias=some(channels), window=WINDOW), channels),
+        (Deform(weights=some(channels, 3, 3).transpose(1, 2, 0), bias=some(channels), frac_bits=2, low=-32, high=31), channels),
+    ]
+    for op, wide in sums:
+        types = [kind(channels, signed=signed), *([OFFSET] if isinstance(op, Deform) else [])]
+        low, high = (-128, 127) if signed else (0, 255)
+        scale = {"multiplier": some(wide, low=2**15, high=2**16 - 1) | 1, "shift": some(wide, low=20, high=27)}
+        requant = Requant(low=low, high=high, bits=8, signed=signed, rounding=rounding, **scale)
+        inputs = [RNG.integers(t.lowest, t.highest + 1, t.shape) for t in types]
+        (acc,) = op.golden(*(x[None] for x in inputs))
+        (expected,) = requant.golden(acc)
+        kernel = fast.native_kernel(op, types, requant)
+        assert kernel is not None
+        wider = np.concatenate([inputs[0], inputs[0] + 1], axis=2).astype(np.float32)
+        for x in (inputs[0].astype(np.float32), wider[:, :, :channels], inputs[0].astype(np.float64)):
+            (found,) = kernel(x, *(each.astype(np.float32) for each in inputs[1:]))
+            assert np.array_equal(found, expected[0]), type(op)
 
 
 def test_sums_choose_their_float() -> None:
@@ -84,13 +119,17 @@ def test_sums_choose_their_float() -> None:
         fast.holding(2**53)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_whole_network_is_the_golden_one(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "native"), [(1, True), (3, True), (2, False)])
+def test_a_whole_network_is_the_golden_one(tmp_path: Path, threads: int, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(fast_native, "code", lambda: None)
     graph = load_graph(micro_network(tmp_path / "micro.onnx"))
     shape = graph.tensors[graph.inputs[0]].type.shape
     images = RNG.integers(0, 256, (5, *shape)).astype(np.uint8)
     expected = golden.run(graph, images, keep=())
-    found = fast.FastGolden(graph, threads=threads).run(images)
+    made = fast.FastGolden(graph, threads=threads)
+    assert (len(made.steps) < len(graph.nodes)) == native
+    found = made.run(images)
     assert list(found) == list(graph.outputs)
     for name in graph.outputs:
         assert found[name].dtype == np.int64 and np.array_equal(found[name], expected[name]), name
