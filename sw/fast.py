@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info
 
 from sw import fast_native
 from sw.errors import CompileError
@@ -174,8 +174,7 @@ def _split(op: Split, x: TensorType) -> Kernel:
 
 
 def _upsample(op: Upsample, x: TensorType) -> Kernel:
-    shape, wide = (x.height * op.factor, x.width * op.factor, x.channels), (x.height, op.factor, x.width, op.factor, x.channels)
-    return lambda image: (np.broadcast_to(image[:, None, :, None], wide).reshape(shape),)
+    return lambda image: (image.repeat(op.factor, axis=0).repeat(op.factor, axis=1),)
 
 
 def _slow(op: Op) -> Kernel:
@@ -235,7 +234,7 @@ class FastGolden:
 
     def __init__(self, graph: Graph, threads: int | None = None) -> None:
         self.graph, self.threads = graph, threads or os.cpu_count() or 1
-        self.steps = self._plan()
+        self.steps, self._blas = self._plan(), ThreadpoolController()
         last = {t: k for k, (inputs, _, _) in enumerate(self.steps) for t in inputs}
         self._done = [[t for t, use in last.items() if use == k and t not in graph.outputs] for k in range(len(self.steps))]
 
@@ -268,7 +267,7 @@ class FastGolden:
     def run(self, images: Array) -> dict[str, Array]:
         """Outputs by name, int64 (N, H, W, C), for ``images`` (N, H, W, C) of integers."""
         checked = check_images(self.graph, images)
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(self.threads, max(1, len(images)))) as pool:
+        with self._blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(min(self.threads, max(1, len(images)))) as pool:
             found = list(pool.map(self._one, checked))
         return {t: np.stack([each[t] for each in found]).astype(np.int64) for t in self.graph.outputs}
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hw.params import Window
 from sw import native
-from sw.ops import Array, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, TensorType
+from sw.ops import Array, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, TensorType, Upsample
 
 Singles: TypeAlias = npt.NDArray[np.float32]
 #: Maps of one image (H, W, C) to maps of one image.
@@ -172,6 +172,18 @@ def concat(lib: ctypes.CDLL, op: Concat, x: TensorType) -> Kernel | None:
     return run
 
 
+def upsample(lib: ctypes.CDLL, op: Upsample, x: TensorType) -> Kernel:
+    shape = (x.height * op.factor, x.width * op.factor, x.channels)
+
+    def run(image: npt.NDArray[Any]) -> tuple[Singles, ...]:
+        image, step = _pixels(image)
+        y = np.empty(shape, np.float32)
+        lib.upsample(_at(image), *(ctypes.c_int64(n) for n in (*x.shape, step, op.factor)), _at(y))
+        return (y,)
+
+    return run
+
+
 #: Operators whose sums may be finished by a requantizer; the others.
 SUMS: dict[type[Op], Callable[..., Kernel]] = {Conv: conv, Depthwise: depthwise, Deform: deform, Requant: requantize}
-MOVES: dict[type[Op], Callable[..., Kernel | None]] = {MaxPool: max_pool, Concat: concat}
+MOVES: dict[type[Op], Callable[..., Kernel | None]] = {MaxPool: max_pool, Concat: concat, Upsample: upsample}

@@ -101,7 +101,11 @@ template <int N> struct Sum {
     template <class F> void add(F f) {
         for (int b = 0; b < N; ++b) part[b] += f([b](const float* x) -> const Lanes& { return lanes(x, b); });
     }
-    void done(const Finish& f, int64_t c0, float* y) const { finish(f, c0, N * LANES, reinterpret_cast<const float*>(part), y + c0); }
+    void done(const Finish& f, int64_t c0, float* y) const {
+        Lanes all[N];  // a copy, so that nobody knows where `part` lies and it stays in registers
+        for (int b = 0; b < N; ++b) all[b] = part[b];
+        finish(f, c0, N * LANES, reinterpret_cast<const float*>(all), y + c0);
+    }
 };
 
 template <> struct Sum<0> {
@@ -191,6 +195,15 @@ void deform(const Finish* f, const Taps* t, const float* x, int64_t step, const 
             }
             sum.done(*f, c0, y);
         });
+    }
+}
+
+// Every pixel factor times down and right.
+void upsample(const float* x, int64_t height, int64_t width, int64_t channels, int64_t step, int64_t factor, float* y) {
+    const int64_t row = width * factor * channels;
+    for (int64_t r = 0; r < height; ++r, y += factor * row) {
+        for (int64_t p = 0; p < width * factor; ++p) std::copy_n(x + (r * width + p / factor) * step, channels, y + p * channels);
+        for (int64_t k = 1; k < factor; ++k) std::copy_n(y, row, y + k * row);
     }
 }
 

@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Op, list[TensorType]]] = {
     "upsample": (Upsample(factor=2), [kind()]),
 }
 #: Where float32 is too short, or moving memory is all there is to do.
-BY_NUMPY_ALONE = {"dense in float64", "wide", "concat", "split", "upsample"}
+BY_NUMPY_ALONE = {"dense in float64", "wide", "concat", "split"}
 
 
 @pytest.mark.parametrize("name", CASES)
