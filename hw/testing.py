@@ -48,9 +48,11 @@ def run_streams(
     p_in: float = 0.7,
     p_out: float = 0.7,
     max_cycles: int = 20_000,
+    others: Sequence[Any] = (),
 ) -> int:
     """Push ``inputs`` into the named streams and compare the named outputs, with random gaps on both sides.
 
+    ``others``: further testbenches, of ports that are no streams of lanes; they need not end.
     ``p_in`` and ``p_out`` are the chances that a side is willing in a cycle; 1 is full rate. Returns the cycle of the last
     beat. AssertionError names port and beat; TimeoutError says which outputs are short after ``max_cycles``.
     """
@@ -100,6 +102,8 @@ def run_streams(
         raise TimeoutError(f"{type(dut).__name__} delivered only {missing} beats in {max_cycles} cycles")
 
     sim.add_testbench(clock, background=True)
+    for other in others:
+        sim.add_testbench(other, background=True)
     for name, beats in inputs.items():
         sim.add_testbench(put(name, beats))
     for name, beats in expected.items():

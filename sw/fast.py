@@ -100,7 +100,7 @@ def _deform(op: Deform, x: TensorType) -> Kernel:
         acc = np.empty((height * width, channels), dtype)
         acc[...] = bias
         for k, tap in enumerate(taps):
-            down, right = op._distance(code, k // size, k % size)
+            down, right = op.distance(code, k // size, k % size)
             row, col = (np.arange(height)[:, None] << frac) + down[0], (np.arange(width) << frac) + right[0]
             fy, fx = row & one - 1, col & one - 1
             seen: Floats | None = None

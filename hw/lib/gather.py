@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.arith import add_carry
 from hw.lib.bilinear import interpolate, interpolate_stages, later
 from hw.lib.fifo import Fifo
-from hw.lib.ring import counter
+from hw.lib.offsets import Offsets
+from hw.lib.ring import count_rows, counter
 from hw.params import DeformRing, Lanes
 from hw.units.base import signature
 
@@ -44,41 +44,19 @@ class GatherStage(wiring.Component):
     ) -> None:  # fmt: skip
         if min(height, width, channels) < 1:
             raise ValueError(f"height, width and channels must be positive, not {(height, width, channels)!r}")
-        if size < 3 or size % 2 == 0:
-            raise ValueError(f"kernel size must be odd and at least 3, not {size!r}")
-        if not 0 <= frac_bits <= 4:
-            raise ValueError(f"frac_bits must be in 0..4, not {frac_bits!r}")
-        if low > high:
-            raise ValueError(f"low must be at most high, not {low!r} > {high!r}")
-        if offset.lanes != 1 + free:
-            raise ValueError(f"offset must have {'two lanes' if free else 'one lane'}, not {offset.lanes!r}")
         if upsample < 1 or upsample & upsample - 1:
             raise ValueError(f"upsample must be a power of two, not {upsample!r}")
-        self.free, self.upsample, self.halvings = free, upsample, upsample.bit_length() - 1
-        self.height, self.width, self.size, self.frac_bits, self.low, self.high = height, width, size, frac_bits, low, high
-        self.out_height, self.out_width = height * upsample, width * upsample
-        self.base = 1 << frac_bits if base is None else base
+        self.offsets = Offsets(size=size, frac_bits=frac_bits, low=low, high=high, base=base, free=free, offset=offset)
+        self.upsample, self.halvings, self.frac_bits, self.size = upsample, upsample.bit_length() - 1, frac_bits, size
+        self.height, self.width, self.out_height, self.out_width = height, width, height * upsample, width * upsample
         self.lanes, self.groups = i, i.beats(channels)
         self.out = Lanes(lanes=i.lanes, bits=i.bits + 2 * frac_bits, signed=i.signed)
         super().__init__({"i": In(signature(i)), "offset_i": In(signature(offset)), "o": Out(signature(self.out))})
 
     @property
-    def reach(self) -> int:
-        """Rows around a pixel that its taps touch: R = ceil(max|s|·(K-1)/2), or (K-1)/2 + ceil(max|offset|) if they are free."""
-        return -(-self.furthest // (1 << self.frac_bits))
-
-    @property
-    def furthest(self) -> int:
-        """Greatest distance of a tap from its pixel along an axis, in 2^-F pixels."""
-        half = self.size // 2
-        if self.free:
-            return (half << self.frac_bits) + max(abs(self.low), abs(self.high))
-        return max(abs(self.low + self.base), abs(self.high + self.base)) * half
-
-    @property
     def ring(self) -> DeformRing:
         """Which rows of the map are kept."""
-        return DeformRing(height=self.height, reach=self.reach, repeat=self.upsample)
+        return DeformRing(height=self.height, reach=self.offsets.reach, repeat=self.upsample)
 
     @property
     def rows(self) -> int:
@@ -113,9 +91,15 @@ class GatherStage(wiring.Component):
         wiring.connect(m, out.o, wiring.flipped(self.o))
         step = Signal()
         m.d.comb += step.eq(~out.i.valid | out.i.ready)
-        y, ready, row_done, frame_done = counter(self.out_height, "y"), Signal(), Signal(), Signal()
-        self._write(m, self._account(m, step, y, ready, row_done, frame_done))
-        tap = self._issue(m, step, ready, y, row_done, frame_done)
+        y, row_done, frame_done = counter(self.out_height, "y"), Signal(), Signal()
+        arrived, left = Signal(), Signal(2)
+        rows = count_rows(
+            m, self.ring, self.rows, y=y, row_done=row_done, frame_done=frame_done, arrived=arrived, claimed=arrived, left=left
+        )
+        # The banks are read four steps after a tap is issued: only then may its rows be overwritten.
+        m.d.comb += [self.i.ready.eq(rows.room), left.eq(Mux(step, later(m, step, rows.leaving, 4), 0))]
+        self._write(m, arrived)
+        tap = self._issue(m, step, rows.ready, y, row_done, frame_done)
         inside, odd, apart = self._look_up(m, step, tap)
         # Block RAM is slow: nothing but a register behind it.
         words = {place: later(m, step, port.data, 1) for place, port in self._ports.items()}
@@ -128,24 +112,6 @@ class GatherStage(wiring.Component):
             value, stages = found[0], 5
         m.d.comb += [out.i.payload.as_value().eq(value), out.i.valid.eq(later(m, step, tap["valid"], stages))]
         return m
-
-    def _account(self, m: Module, step: Value, y: Value, ready: Signal, row_done: Value, frame_done: Value) -> Signal:
-        """Counts whole rows: ``ready`` says that output row ``y`` may be read. Returns the strobe of a row that has arrived."""
-        arrived, ring, reach = Signal(), self.ring, self.reach
-        bits = (self.rows + self.height).bit_length() + 1
-        held = Signal(range(self.rows + 1))  # rows in the ring that may not be overwritten
-        # Rows that have arrived, counted from the frame being read, less those that row y needs: its sign decides.
-        spare = Signal(signed(bits), init=-1 - ring.last_read(0))
-        m.d.comb += [ready.eq(~spare[-1]), self.i.ready.eq(held != self.rows)]
-        # The banks are read four steps after a tap is issued: only then may its rows be overwritten. Of the rows that arrive,
-        # one becomes free, or is needed, where the row behind y's first, or its last, lies in another one than that.
-        leaves, enters = ((y + 1 + by)[: self.halvings] == 0 for by in (-reach, reach))
-        done = later(m, step, Cat(row_done & (y >= reach) & leaves, frame_done), 4)
-        freed = Mux(done[1], self.height - ring.first_read(ring.last), done[0])
-        m.d.sync += held.eq(held + arrived - Mux(step, freed, 0))
-        needs = Mux(frame_done, -1 - ring.last_read(0), Mux(row_done & (y < ring.last - reach) & enters, -1, 0))
-        m.d.sync += spare.eq(add_carry(spare, needs, arrived))
-        return arrived
 
     def _write(self, m: Module, arrived: Signal) -> None:
         """Spreads the input over the banks and tells when a row is complete."""
@@ -191,8 +157,8 @@ class GatherStage(wiring.Component):
         with m.If(row_done):
             m.d.sync += slot.eq(Mux(slot == slots - 1, 0, slot + 1))
 
-        down, right = self._free(m, go, known) if self.free else self._square(m, pixel_done, known)
-        bits = self.furthest.bit_length() + 1
+        down, right = self.offsets.distances(m, self.offset_i, known=known, tap_done=go, pixel_done=pixel_done, groups=self.groups)
+        bits = self.offsets.bits
         tap = {
             "valid": Signal(name="tap_valid"),
             "ty": Signal(signed(bits), name="ty"),
@@ -203,47 +169,6 @@ class GatherStage(wiring.Component):
             m.d.sync += [tap["valid"].eq(go), tap["ty"].eq(Array(down)[i]), tap["tx"].eq(Array(right)[j])]
             m.d.sync += [tap["y"].eq(y), tap["x"].eq(x), tap["slot"].eq(slot), tap["group"].eq(group)]
         return tap
-
-    def _saturated(self, code: Value) -> Value:
-        return Mux(code < self.low, self.low, Mux(code > self.high, self.high, code))
-
-    def _square(self, m: Module, pixel_done: Value, known: Signal) -> tuple[list[Value], list[Value]]:
-        """Distances of all rows and of all columns of taps, from the dilation of the pixel."""
-        half, dilation = self.size // 2, Signal(signed(self.furthest.bit_length() + 1), name="dilation")
-        m.d.comb += self.offset_i.ready.eq(~known | pixel_done)
-        with m.If(self.offset_i.ready):
-            m.d.sync += [known.eq(self.offset_i.valid), dilation.eq(self._saturated(self.offset_i.payload[0]) + self.base)]
-        distances = [dilation * k for k in range(-half, half + 1)]
-        return distances, distances
-
-    def _free(self, m: Module, go: Value, known: Signal) -> tuple[list[Value], list[Value]]:
-        """Distances of the next tap, were it in each row and each column of taps, from its own offset.
-
-        The offsets of a pixel come with its first channel group and are kept for the others.
-        """
-        half, taps = self.size // 2, self.size**2
-        source = self.offset_i.payload.as_value()
-        fetch, arrives = Signal(), Signal()  # an offset is wanted, is there
-        m.d.comb += fetch.eq(~known | go)
-        if self.groups == 1:
-            m.d.comb += [self.offset_i.ready.eq(fetch), arrives.eq(self.offset_i.valid)]
-        else:
-            at, turn = counter(taps, "offset_tap"), counter(self.groups, "offset_group")
-            m.submodules.offsets = kept = memory.Memory(shape=len(source), depth=taps, init=[])
-            w_port, r_port, new = kept.write_port(), kept.read_port(domain="comb"), turn == 0
-            m.d.comb += [self.offset_i.ready.eq(fetch & new), arrives.eq(self.offset_i.valid | ~new)]
-            m.d.comb += [w_port.addr.eq(at), r_port.addr.eq(at), w_port.data.eq(source), w_port.en.eq(fetch & new & self.offset_i.valid)]
-            with m.If(fetch & arrives):
-                m.d.sync += at.eq(Mux(at == taps - 1, 0, at + 1))
-                with m.If(at == taps - 1):
-                    m.d.sync += turn.eq(Mux(turn == self.groups - 1, 0, turn + 1))
-            source = Mux(new, source, r_port.data)
-        codes = data.View(self.offset_i.payload.shape(), source)
-        held = [Signal(signed(max(abs(self.low), abs(self.high)).bit_length() + 1), name=f"offset_{n}") for n in "yx"]
-        with m.If(fetch):
-            m.d.sync += [known.eq(arrives), *(h.eq(self._saturated(codes[k])) for k, h in enumerate(held))]
-        down, right = ([(k << self.frac_bits) + h for k in range(-half, half + 1)] for h in held)
-        return down, right
 
     def _look_up(self, m: Module, step: Value, tap: dict[str, Signal]) -> tuple[Value, Value, Value]:
         """Addresses the banks, three stages after the distances.

@@ -29,7 +29,7 @@ class _Port(wiring.Signature):
 
 
 class ReadPort(_Port):
-    """``command``: what to read; ``data``: the words of all commands in their order, at any time after each. The unit may wait to take them."""
+    """``command``: what to read; ``data``: the words of all commands in their order, at any time after each; they wait to be taken."""
 
     def __init__(self, *, address_bits: int, data_bits: int) -> None:
         super().__init__(address_bits, data_bits, {"data": In(stream.Signature(unsigned(data_bits)))})

@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amaranth import Mux, Signal, Value, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, signed, unsigned
 
-from hw.params import Window
+from hw.lib.arith import add_carry
+from hw.params import DeformRing, Window
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,37 @@ def ring_size(width: int, depth: int) -> int:
 
     rounded = 1 << (depth - 1).bit_length()
     return rounded if blocks(rounded) == blocks(depth) else depth
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """``ready``: the rows that a row of outputs needs are there. ``room``: there is a place for one more row. ``leaving``: two bits, in
+    the cycle in which all reads of a row of outputs are issued: one row is no longer needed; nor is any row of this frame."""
+
+    ready: Value
+    room: Value
+    leaving: Value
+
+
+def count_rows(
+    m: Module, ring: DeformRing, rows: int, *, y: Value, row_done: Value, frame_done: Value, arrived: Value, claimed: Value, left: Value
+) -> RowCount:  # fmt: skip
+    """Counts the whole rows of a ``ring`` of ``rows`` rows.
+
+    ``y``: the row of outputs whose reads are issued; ``row_done``, ``frame_done``: its last one is, and it is the frame's last row;
+    ``arrived``: a row is complete and may be read; ``claimed``: a place for a row is taken; ``left``: ``leaving`` once those reads are
+    made.
+    """
+    reach, bits = ring.reach, (rows + ring.height).bit_length() + 1
+    held = Signal(range(rows + 1))  # rows that may not be overwritten
+    # Rows that have arrived, counted from the frame being read, less those that row y needs: its sign decides.
+    spare = Signal(signed(bits), init=-1 - ring.last_read(0))
+    # Of the rows that arrive, one becomes free, or is needed, where the row behind y's first, or its last, lies in another one than that.
+    leaves, enters = ((y + 1 + by)[: ring.repeat.bit_length() - 1] == 0 for by in (-reach, reach))
+    freed = Mux(left[1], ring.height - ring.first_read(ring.last), left[0])
+    needs = Mux(frame_done, -1 - ring.last_read(0), Mux(row_done & (y < ring.last - reach) & enters, -1, 0))
+    m.d.sync += [held.eq(held + claimed - freed), spare.eq(add_carry(spare, needs, arrived))]
+    return RowCount(~spare[-1], held != rows, Cat(row_done & (y >= reach) & leaves, frame_done))
 
 
 def wrap_add(value: Value, move: Value, size: int) -> Value:

@@ -104,10 +104,10 @@ class Deform(Op):
         acc = np.zeros(x.shape, np.int64) + self.bias
         for i in range(size):
             for j in range(size):
-                acc += self.weights[i, j] * self._sample(x, *self._distance(offset, i, j))
+                acc += self.weights[i, j] * self._sample(x, *self.distance(offset, i, j))
         return (acc,)
 
-    def _distance(self, offset: Array, i: int, j: int) -> tuple[Array, Array]:
+    def distance(self, offset: Array, i: int, j: int) -> tuple[Array, Array]:
         """How far tap (i, j) lies from its pixel, down and right, in 2^-F pixels; each (N, H, W)."""
         half = self.weights.shape[0] // 2
         code = np.clip(offset.astype(np.int64), self.low, self.high)

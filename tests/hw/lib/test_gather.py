@@ -29,7 +29,7 @@ def words(dut: GatherStage, x: Array, offset: Array) -> list[list[int]]:
         weights = np.zeros((9, x.shape[3]), np.int64)
         weights[tap] = 1
         bias = np.zeros(x.shape[3], np.int64)
-        op = Deform(weights=weights.reshape(3, 3, -1), bias=bias, frac_bits=dut.frac_bits, low=dut.low, high=dut.high)
+        op = Deform(weights=weights.reshape(3, 3, -1), bias=bias, frac_bits=dut.frac_bits, low=dut.offsets.low, high=dut.offsets.high)
         large = x.repeat(dut.upsample, axis=1).repeat(dut.upsample, axis=2)
         taps.append(op.golden(large, offset)[0])
     found: list[list[int]] = np.stack(taps, axis=3).reshape(*offset.shape[:3], 9, -1, 2).swapaxes(3, 4).reshape(-1, 2).tolist()
@@ -39,7 +39,7 @@ def words(dut: GatherStage, x: Array, offset: Array) -> list[list[int]]:
 def cycles(dut: GatherStage, channels: int, frames: int, p: float) -> int:
     rng = np.random.default_rng(2)
     x = rng.integers(-32, 32, (frames, dut.height, dut.width, channels))
-    offset = rng.integers(dut.low - 3, dut.high + 4, (frames, dut.out_height, dut.out_width, 1))
+    offset = rng.integers(dut.offsets.low - 3, dut.offsets.high + 4, (frames, dut.out_height, dut.out_width, 1))
     inputs = {"i": x.reshape(-1, 2).tolist(), "offset_i": offset.reshape(-1, 1).tolist()}
     return run_streams(dut, inputs, {"o": words(dut, x, offset)}, p_in=p, p_out=p, max_cycles=6000)
 
