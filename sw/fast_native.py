@@ -26,7 +26,7 @@ _WINDOW = (
     "height", "width", "channels", "step", "out_height", "out_width", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h",
     "dilation_w", "top", "left",
 )  # fmt: skip
-_TAPS = ("height", "width", "channels", "size", "frac", "low", "high", "origin", "free")
+_TAPS = ("height", "width", "channels", "size", "frac", "low", "high", "origin", "free", "up")
 
 
 class _Finish(ctypes.Structure):
@@ -120,12 +120,13 @@ def depthwise(lib: ctypes.CDLL, op: Depthwise, x: TensorType, requant: Requant |
 
 def deform(lib: ctypes.CDLL, op: Deform, x: TensorType, requant: Requant | None, factors: Factors | None) -> Kernel:
     weights, end = np.ascontiguousarray(op.weights, np.float32), Ending(op.bias, requant, factors)
-    numbers = (x.height, x.width, x.channels, len(weights), op.frac_bits, op.low, op.high, 0 if op.free else op.origin, op.free)
+    height, width, up = x.height * op.upsample, x.width * op.upsample, op.upsample.bit_length() - 1
+    numbers = (height, width, x.channels, len(weights), op.frac_bits, op.low, op.high, 0 if op.free else op.origin, op.free, up)
     taps = ctypes.byref(_Taps(*numbers))
 
     def run(image: npt.NDArray[Any], offset: npt.NDArray[Any]) -> tuple[Singles, ...]:
         (image, step), codes = _pixels(image), np.ascontiguousarray(offset, np.float32)
-        y = np.empty((x.height, x.width, x.channels), np.float32)
+        y = np.empty((height, width, x.channels), np.float32)
         lib.deform(end.arg, taps, _at(image), ctypes.c_int64(step), _at(codes), _at(weights), _at(y))
         return (y,)
 

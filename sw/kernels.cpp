@@ -50,9 +50,9 @@ struct Window {
     }
 };
 
-// Where a deformable layer looks: sw/ops/deform.py's attributes.
+// Where a deformable layer looks: sw/ops/deform.py's attributes; height and width of the results, `up` halvings of the map that is read.
 struct Taps {
-    int64_t height, width, channels, size, frac, low, high, origin, free;
+    int64_t height, width, channels, size, frac, low, high, origin, free, up;
 
     // The four neighbours of every tap of pixel p: floats from the map's start (-1: outside) and integer bilinear weights.
     void find(int64_t p, const float* codes, int64_t step, int64_t* at, float* share) const {
@@ -66,7 +66,7 @@ struct Taps {
             const int64_t fy = row & (one - 1), fx = column & (one - 1);
             for (int64_t n = 0; n < 4; ++n) {
                 const int64_t y = (row >> frac) + n / 2, z = (column >> frac) + n % 2;
-                at[k * 4 + n] = y >= 0 && y < height && z >= 0 && z < width ? (y * width + z) * step : -1;
+                at[k * 4 + n] = y >= 0 && y < height && z >= 0 && z < width ? ((y >> up) * (width >> up) + (z >> up)) * step : -1;
                 share[k * 4 + n] = float((n / 2 ? fy : one - fy) * (n % 2 ? fx : one - fx));
             }
         }
