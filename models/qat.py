@@ -83,6 +83,8 @@ def _slot(module: nn.Module, *, head: bool, frac_bits: int, bits: int) -> nn.Mod
     slot: nn.Module = qnn.QuantIdentity(act_quant=Signed16 if head else activation_quantizer(bits, signed=True))
     if isinstance(module, nn.ReLU):
         slot = qnn.QuantReLU(act_quant=activation_quantizer(bits, signed=False))
+        slot.set_submodule("act_quant.fused_activation_quant_proxy.activation_impl", nn.Identity())  # the quantizer does its work
+        quantizer_of(slot).relu = True
     elif isinstance(module, nn.Hardtanh):
         slot = qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits, int(module.min_val), int(module.max_val)))
     return slot

@@ -19,6 +19,7 @@ from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from models.ops.deform import SQUARE, SquareDeform, deform_conv
+from models.ops.fake_quantize import fake_quantize
 
 #: An integer bias stays below this.
 BIAS_LIMIT = 2**22
@@ -71,7 +72,7 @@ class PowerOfTwo(nn.Module):
 
     ``low`` and ``high`` narrow the integers' range. While ``observed`` is a list, values pass unchanged and a sample of them is kept in it.
     While ``free`` holds a parameter, the scale is 2 to that, learned and no power of two (``models.qat.FreeRanges``). With ``bypass``
-    nothing is rounded; ``clamps`` says that the range is part of the network all the same (an offset's).
+    nothing is rounded; ``clamps`` says that the range is part of the network all the same (an offset's). ``relu``: a ReLU comes first.
     """
 
     exponent: Tensor
@@ -84,13 +85,15 @@ class PowerOfTwo(nn.Module):
         self.register_buffer("exponent", torch.tensor(start_exponent))
         self.observed: list[Tensor] | None = None
         self.free: list[nn.Parameter] = []
-        self.bypass = self.clamps = False
+        self.bypass = self.clamps = self.relu = False
 
     @property
     def scale(self) -> float:
         return float(self.free[0].detach().exp2()) if self.free else float(2.0 ** -int(self.exponent))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.relu and (self.observed is not None or self.bypass or self.free):
+            x = torch.relu(x)
         if self.observed is not None:
             flat = x.detach().flatten()
             self.observed += [flat[:: max(1, len(flat) // 8192)], flat.aminmax().min.view(1), flat.aminmax().max.view(1)]
@@ -101,7 +104,7 @@ class PowerOfTwo(nn.Module):
             share = (x.numel() * self.high) ** -0.5  # LSQ's weight of the scale's gradient (Esser et al., arXiv 1902.08153)
             y = torch._fake_quantize_learnable_per_tensor_affine(x, self.free[0].exp2(), torch.zeros(1), self.low, self.high, share)
         else:
-            y = torch.fake_quantize_per_tensor_affine(x, self.scale, 0, self.low, self.high)
+            y = fake_quantize(x, self.scale, self.low, self.high, relu=self.relu)
         return y, torch.tensor(self.scale), torch.tensor(0.0), torch.tensor(float(self.bits))
 
     def calibrate(self) -> None:

@@ -41,7 +41,8 @@ template <class T> struct Spot {
     T fy, fx;
 
     bool find(T row, T column, const Shape& s) {
-        if (!(row > -1 && row < T(s.height) && column > -1 && column < T(s.width))) return false;  // none inside; NaN too
+        // At -1 a tap sees nothing yet, but its gradient does. The test is false for NaN.
+        if (!(row >= -1 && row < T(s.height) && column >= -1 && column < T(s.width))) return false;
         const T top = std::floor(row), left = std::floor(column);
         fy = row - top, fx = column - left;
         for (int k = 0; k < 4; ++k) {

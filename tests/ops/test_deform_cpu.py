@@ -73,6 +73,14 @@ def test_positions_that_are_no_numbers_see_nothing() -> None:
         assert torch.equal(grads[0], centre if wrong == 1e300 else given["bias"].view(1, -1, 1, 1).expand_as(centre))
 
 
+def test_a_tap_at_the_edge_of_sight_is_drawn_inwards() -> None:
+    """At row -1 exactly a tap sees nothing, but moving it down would show it row 0: its offset has a gradient."""
+    x, weight = torch.full((1, 1, 1, 1), 5.0), torch.full((1, 1, 1, 1), 3.0)
+    offset = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    y = deform_conv(x, offset, weight, taps=Taps(kernel=1))
+    assert y.item() == 0 and torch.autograd.grad(y.sum(), offset)[0].flatten().tolist() == [15.0, 0.0]
+
+
 def test_compiles_with_its_gradient_as_one_graph() -> None:
     module = Deform(6, 6, SQUARE, groups=6)
     given = {name: value.float() for name, value in case(SQUARE, 6, 1).items()}
