@@ -1,0 +1,171 @@
+# amaranth: UnusedElaboratable=no
+"""The end of the shared engine: accumulators to bytes in the output pool, a few at a time."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.fixed import round_kept, saturate, shift_keep, shift_right
+from hw.lib.pool import choose, successor
+from hw.lib.slab import PARAMETER_SLOTS
+from hw.params import Lanes
+from hw.units.base import signature
+
+#: Bits of one channel's parameters in memory: bias, then multiplier, then shift less the least of all.
+PARAMETERS, MULTIPLIER_BITS, SHIFT_BITS = 64, 17, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """What the end of the engine knows of a layer: pixels of a tile, folds, channels, words of a pixel in the output pool, the clamp."""
+
+    tile: int
+    folds: int
+    channels: int
+    words: int
+    low: int
+    high: int
+
+
+class Finisher(wiring.Component):
+    """PE accumulators, ``lanes`` of them a cycle: ``clamp(((acc + bias) · m + 2^(s-1)) >> s, low, high)``, a byte each.
+
+    Results come fold by fold, in each pixel by pixel, and are written to the pixels' words: byte c of a pixel is channel c. Channels that
+    the last fold has too many are left out. Nothing stalls it; ``take`` is up when the accumulators at ``accs`` are taken, at most every
+    PE / lanes cycles. Six cycles from ``take`` to the first byte.
+
+    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`; ``filling``,
+    ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: as of :class:`OutPool`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators
+    with bias as they pass, for the simulation.
+    """
+
+    def __init__(self, layers: Sequence[Finish], *, pe: int, bits: int, lanes: int, shift: int, data_bits: int, out: Any) -> None:
+        per_word = data_bits // PARAMETERS
+        if pe % lanes or per_word % lanes or out.bytes % lanes:
+            raise ValueError(f"requantizers must divide PE {pe}, {per_word} parameters a word and {out.bytes} bytes, not be {lanes!r}")
+        if bits + MULTIPLIER_BITS + SHIFT_BITS > PARAMETERS:
+            raise ValueError(f"accumulators must have at most {PARAMETERS - MULTIPLIER_BITS - SHIFT_BITS} bits, not {bits!r}")
+        self.layers, self.pe, self.bits, self.lanes, self.shift, self.per_word = list(layers), pe, bits, lanes, shift, per_word
+        self.bytes = out.bytes
+        self.clamps = list(dict.fromkeys((f.low, f.high) for f in layers))
+        index = range(len(layers))
+        names = ("addr", "mask", "data", "finish", "finished", "filling")
+        super().__init__({
+            "job": In(signature(Lanes(lanes=1, bits=max((len(layers) - 1).bit_length(), 1), signed=False))),
+            "accs": In(data.ArrayLayout(signed(bits), pe)), "valid": In(1), "take": Out(1),
+            "slot": Out(range(PARAMETER_SLOTS)), "word": Out(range(max(-(-pe // per_word), 2))), "parameters": In(data_bits),
+            "first": In(out.signature.members["first"].shape), **{n: out.signature.members[n].flip() for n in names},
+            "sum": Out(data.ArrayLayout(signed(bits), lanes)), "sum_valid": Out(1), "sum_layer": Out(index),
+        })  # fmt: skip
+
+    job: stream.Interface
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        layer, loaded, chosen, left, ending = Signal(range(len(self.layers))), Signal(), Signal(), Signal(range(self.pe + 1)), Signal()
+        # A job in two steps: its number, then what is known of it.
+        m.d.comb += [self.job.ready.eq(~chosen & ~loaded), self.filling.eq(layer)]
+        with m.If(self.job.ready & self.job.valid):
+            m.d.sync += [layer.eq(self.job.payload[0]), chosen.eq(1)]
+        constants = {n: [getattr(f, n) for f in self.layers] for n in ("tile", "folds", "channels", "words")}
+        known = {n: Signal(range(max(v) + 1), name=f"{n}_now") for n, v in constants.items()}
+        kind = Signal(range(len(self.clamps)))
+        base = Signal.like(self.first, name="tile_base")
+        with m.If(chosen & ~loaded):
+            m.d.sync += [known[n].eq(choose(m, n, layer, v)) for n, v in constants.items()]
+            m.d.sync += kind.eq(choose(m, "kind", layer, [self.clamps.index((f.low, f.high)) for f in self.layers]))
+            m.d.sync += [base.eq(self.first), loaded.eq(1), chosen.eq(0)]
+        m.d.comb += self.take.eq(self.valid & loaded & ((left == 0) | ((left == 1) & ~ending)))
+        with m.If((left == 1) & ending):
+            m.d.sync += loaded.eq(0)
+        emitted = self.walk(m, known, base, left, ending, chosen & ~loaded)
+        self.pipeline(m, emitted, layer, kind)
+        return m
+
+    def walk(self, m: Module, known: dict[str, Signal], base: Signal, left: Signal, ending: Signal, begin: Value) -> dict[str, Value]:
+        """Where results belong: what leaves the holding register in this cycle, with its place."""
+        groups = self.pe // self.lanes
+        hold = Signal(self.pe * self.bits, reset_less=True)
+        pixel, fold = Signal.like(known["tile"], name="pixel"), Signal.like(known["folds"], name="fold")
+        pixel_word = Signal.like(self.first, name="pixel_word")  # first word of the pixel
+        words, lane0 = Signal.like(known["words"], name="fold_word"), Signal(range(self.bytes))  # where the fold begins in a pixel
+        rest = Signal(signed(len(known["channels"]) + 1), name="rest")  # channels of this fold and the later ones
+        slot, index = Signal(range(PARAMETER_SLOTS), name="fold_slot"), Signal(range(groups))
+        word, lane, some = Signal.like(self.first, name="byte_word"), Signal(range(self.bytes)), Signal.like(rest, name="some")
+        slot_now = Signal.like(slot, name="slot_now")
+        last_pixel, last_fold = pixel == known["tile"] - 1, fold == known["folds"] - 1
+        with m.If(left != 0):
+            m.d.sync += [left.eq(left - 1), hold.eq(hold >> self.lanes * self.bits), index.eq(index + 1), some.eq(some - self.lanes)]
+            m.d.sync += lane.eq(Mux(lane == self.bytes - self.lanes, 0, lane + self.lanes))
+            m.d.sync += word.eq(word + (lane == self.bytes - self.lanes))
+        with m.If(begin):
+            m.d.sync += [pixel.eq(0), fold.eq(0), words.eq(0), lane0.eq(0), rest.eq(known_next(m, self.layers, self.filling))]
+            m.d.sync += pixel_word.eq(self.first)
+        with m.If(self.take):
+            m.d.sync += [hold.eq(self.accs.as_value()), left.eq(groups), index.eq(0), some.eq(rest), slot_now.eq(slot)]
+            m.d.sync += [word.eq(pixel_word + words), lane.eq(lane0), ending.eq(last_pixel & last_fold)]
+            m.d.sync += [pixel.eq(pixel + 1), pixel_word.eq(pixel_word + known["words"])]
+            with m.If(last_pixel):
+                carry = lane0 + self.pe % self.bytes >= self.bytes
+                m.d.sync += [pixel.eq(0), fold.eq(fold + 1), pixel_word.eq(base), rest.eq(rest - self.pe), slot.eq(slot + 1)]
+                m.d.sync += words.eq(words + self.pe // self.bytes + carry)
+                m.d.sync += lane0.eq(Mux(carry, lane0 + self.pe % self.bytes - self.bytes, lane0 + self.pe % self.bytes))
+        m.d.comb += [self.slot.eq(slot_now), self.word.eq(index * self.lanes >> (self.per_word.bit_length() - 1))]
+        within = (index * self.lanes)[: max((self.per_word - 1).bit_length(), 1)] if self.per_word > self.lanes else Const(0)
+        return {
+            "acc": hold[: self.lanes * self.bits], "valid": left != 0, "word": word, "lane": lane, "within": within,
+            "used": Cat(some > j for j in range(self.lanes)), "finish": (left == 1) & ending,
+        }  # fmt: skip
+
+    def pipeline(self, m: Module, now: dict[str, Value], layer: Signal, kind: Signal) -> None:
+        """Bias, product, shift, rounding and clamp, a register after each; the place travels along."""
+
+        def step(value: Value, name: str) -> Signal:
+            out = Signal(value.shape(), name=name, reset_less=True)
+            m.d.sync += out.eq(value)
+            return out
+
+        valid, finish = [now["valid"]], [now["finish"]]
+        rides = {"word": now["word"], "lane": now["lane"], "used": now["used"], "kind": kind, "layer": layer}
+        chains: dict[str, list[Value]] = {n: [v] for n, v in rides.items()}
+        for k in range(5):
+            for chain, name in ((valid, "valid"), (finish, "finish")):
+                out = Signal(name=f"{name}{k}")
+                m.d.sync += out.eq(chain[-1])
+                chain.append(out)
+            for name, chain in chains.items():
+                chain.append(step(chain[-1], f"{name}{k}"))
+        acc, within = step(now["acc"], "acc"), step(now["within"], "within")
+        fields = self.parameters.word_select(within, self.lanes * PARAMETERS) if self.per_word > self.lanes else self.parameters
+        results = []
+        for j in range(self.lanes):
+            field = fields[j * PARAMETERS : (j + 1) * PARAMETERS]
+            bias, rest = field[: self.bits].as_signed(), field[self.bits :]
+            total = step((acc[j * self.bits : (j + 1) * self.bits].as_signed() + bias)[: self.bits].as_signed(), f"total{j}")
+            multiplier = step(rest[:MULTIPLIER_BITS].as_signed(), f"multiplier{j}")
+            extra = step(step(rest[MULTIPLIER_BITS : MULTIPLIER_BITS + SHIFT_BITS], f"extra{j}_0"), f"extra{j}")
+            product = step(total * multiplier, f"product{j}")
+            kept = step(shift_right(shift_keep(product, self.shift)[0], extra)[0], f"kept{j}")
+            rounded = round_kept(kept, Const(0), "half_up")
+            clamped = [saturate(rounded, low, high) for low, high in self.clamps]
+            byte = clamped[0]
+            for k, value in enumerate(clamped[1:], 1):
+                byte = Mux(chains["kind"][4] == k, value, byte)
+            results.append(step(byte[:8] if len(byte) >= 8 else byte.as_signed().shift_left(0), f"byte{j}"))
+            m.d.comb += self.sum[j].eq(total)
+        m.d.comb += [self.sum_valid.eq(valid[2]), self.sum_layer.eq(chains["layer"][2])]
+        used, lane = chains["used"][5], chains["lane"][5]
+        m.d.comb += [self.addr.eq(chains["word"][5]), self.data.eq(Cat(results).replicate(self.bytes // self.lanes))]
+        m.d.comb += [self.finish.eq(finish[5]), self.finished.eq(chains["layer"][5])]
+        with m.If(valid[5]):
+            m.d.comb += self.mask.eq(Cat(used) << lane)
+
+
+def known_next(m: Module, layers: Sequence[Finish], layer: Value) -> Value:
+    """Channels of the layer that begins."""
+    return choose(m, "channels_first", layer, [f.channels for f in layers])

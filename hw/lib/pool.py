@@ -1,0 +1,192 @@
+# amaranth: UnusedElaboratable=no
+"""Memories that many streams share: each stream has a region of whole tiles, filled by one side and emptied by the other."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hw.params import Lanes
+from hw.units.base import signature
+
+
+def choose(m: Module, name: str, index: Value, values: Sequence[Any]) -> Value:
+    """``values[index]``, of integers or signals."""
+    if all(isinstance(v, int) for v in values) and len(set(values)) == 1:
+        return Const(values[0], max(values[0].bit_length(), 1))
+    bits = max(len(v) if isinstance(v, Value) else v.bit_length() for v in values)
+    chosen = Signal(max(bits, 1), name=name)
+    with m.Switch(index):
+        for k, value in enumerate(values):
+            with m.Case(k):
+                m.d.comb += chosen.eq(value)
+    return chosen
+
+
+def successor(value: Value, size: int) -> Value:
+    """The next of ``size`` values, round and round."""
+    return Const(0) if size == 1 else Mux(value == size - 1, 0, value + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A stream's place in a pool: ``slots`` tiles of ``tile`` words, from word ``base`` on."""
+
+    lanes: Lanes
+    tile: int
+    slots: int
+    base: int = 0
+
+    @property
+    def words(self) -> int:
+        return self.tile * self.slots
+
+
+def placed(regions: Sequence[Region]) -> list[Region]:
+    """The regions one behind the other."""
+    result: list[Region] = []
+    for region in regions:
+        result.append(replace(region, base=sum(r.words for r in result)))
+    return result
+
+
+def as_bytes(payload: Any, lanes: Lanes) -> Value:
+    """A beat as unsigned bytes; signed values have 128 added, so that one unsigned multiplier serves all streams."""
+    return Cat((payload[k] + 128 * lanes.signed)[:8] if lanes.signed else Cat(payload[k], Const(0, 8))[:8] for k in range(lanes.lanes))
+
+
+class Pool(wiring.Component):
+    """What both pools share: the counts of each stream's tiles."""
+
+    regions: list[Region]
+
+    def counters(self, name: str) -> list[Signal]:
+        """A register a stream for 0..slots."""
+        return [Signal(range(r.slots + 1), name=f"{name}{k}") for k, r in enumerate(self.regions)]
+
+    def slots(self, m: Module, name: str, advances: Sequence[Value]) -> Value:
+        """First word of the slot that each stream's ``advances`` moves on from, round and round."""
+        firsts: list[Any] = []
+        for k, (region, advance) in enumerate(zip(self.regions, advances, strict=True)):
+            if region.slots == 1:
+                firsts.append(region.base)
+                continue
+            slot = Signal(range(region.base, region.base + region.words), init=region.base, name=f"{name}{k}")
+            with m.If(advance):
+                m.d.sync += slot.eq(Mux(slot == region.base + region.words - region.tile, region.base, slot + region.tile))
+            firsts.append(slot)
+        return firsts
+
+
+class InPool(Pool):
+    """Streams into one memory, a word a cycle in all, tile by tile.
+
+    The streams take turns: one keeps its turn while it offers beats that have room, then the next is looked at, one a cycle. A whole
+    tile is offered by ``full``; ``claim`` takes the oldest, ``release`` gives the oldest claimed one's words back. Words are unsigned
+    bytes (:func:`as_bytes`).
+
+    Members: ``i0``, ``i1``...: streams; ``addr``, ``en``, ``data``: read port, data a cycle after; ``full``: a bit a stream; ``claim``,
+    ``release``: strobes for the streams ``claimed``, ``released``; ``first``: first word of the oldest tile of stream ``released``.
+    """
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        self.regions = placed(regions)
+        self.depth, self.width = sum(r.words for r in regions), 8 * regions[0].lanes.lanes
+        n = len(regions)
+        super().__init__({
+            **{f"i{k}": In(signature(r.lanes)) for k, r in enumerate(regions)},
+            "addr": In(range(self.depth)), "en": In(1), "data": Out(self.width), "full": Out(n),
+            "claim": In(1), "claimed": In(range(n)), "release": In(1), "released": In(range(n)), "first": Out(range(self.depth)),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        n = len(self.regions)
+        m.submodules.words = memory = Memory(shape=self.width, depth=self.depth, init=[])
+        write, read = memory.write_port(), memory.read_port()
+        m.d.comb += [read.addr.eq(self.addr), read.en.eq(self.en), self.data.eq(read.data)]
+        turn, word, storing = Signal(range(n)), Signal(self.width, reset_less=True), Signal()
+        at = Signal(range(self.depth), reset_less=True)
+        m.d.comb += [write.data.eq(word), write.en.eq(storing), write.addr.eq(at)]
+        used, waiting = self.counters("used"), self.counters("waiting")
+        stores, releases = [], []
+        for k, region in enumerate(self.regions):
+            port = getattr(self, f"i{k}")
+            store, whole, late = (Signal(name=f"{name}{k}") for name in ("store", "whole", "late"))
+            place = Signal(range(region.words), name=f"place{k}")
+            claimed, released = self.claim & (self.claimed == k), self.release & (self.released == k)
+            room = used[k] != region.slots
+            m.d.comb += [port.ready.eq((turn == k) & room), store.eq(port.ready & port.valid)]
+            m.d.comb += whole.eq(store & Cat(place == s * region.tile - 1 for s in range(1, region.slots + 1)).any())
+            with m.If(store):
+                m.d.sync += [word.eq(as_bytes(port.payload, region.lanes)), at.eq(region.base + place)]
+                m.d.sync += place.eq(successor(place, region.words))
+            # A tile is offered when its last word is in the memory.
+            m.d.sync += [late.eq(whole), used[k].eq(used[k] + whole - released), waiting[k].eq(waiting[k] + late - claimed)]
+            m.d.comb += self.full[k].eq(waiting[k] != 0)
+            stores.append(store)
+            releases.append(released)
+        m.d.sync += storing.eq(Cat(stores).any())
+        with m.If(~Cat(stores).any()):
+            m.d.sync += turn.eq(successor(turn, n))
+        m.d.comb += self.first.eq(choose(m, "oldest", self.released, self.slots(m, "slot", releases)))
+        return m
+
+
+class OutPool(Pool):
+    """One memory to streams: tiles are written in any order of their bytes and leave word by word.
+
+    ``reserve`` promises a slot of a stream that has ``room``; ``first`` is the first word of the slot that stream ``finished`` fills; with
+    ``finish`` the tile is whole and leaves. Each stream has a register; the streams take turns to fill it, one a cycle.
+
+    Members: ``o0``, ``o1``...: streams; ``addr``, ``mask`` (a bit a byte), ``data``, written each cycle; ``room``: a bit a stream; strobes
+    ``reserve``, ``finish`` for the streams ``reserved``, ``finished``; ``filling``: the stream whose ``first`` is wanted.
+    """
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        self.regions = placed(regions)
+        self.depth, self.bytes = sum(r.words for r in regions), regions[0].lanes.lanes
+        n = len(regions)
+        super().__init__({
+            **{f"o{k}": Out(signature(r.lanes)) for k, r in enumerate(regions)},
+            "addr": In(range(self.depth)), "mask": In(self.bytes), "data": In(8 * self.bytes), "room": Out(n),
+            "reserve": In(1), "reserved": In(range(n)), "finish": In(1), "finished": In(range(n)),
+            "filling": In(range(n)), "first": Out(range(self.depth)),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        n = len(self.regions)
+        m.submodules.words = memory = Memory(shape=data.ArrayLayout(8, self.bytes), depth=self.depth, init=[])
+        write, read = memory.write_port(granularity=1), memory.read_port()
+        m.d.comb += [write.addr.eq(self.addr), write.en.eq(self.mask), write.data.as_value().eq(self.data), read.en.eq(1)]
+        turn, kept, full = Signal(range(n)), self.counters("kept"), self.counters("full")
+        places, finishes = [], []
+        m.d.sync += turn.eq(successor(turn, n))
+        for k, region in enumerate(self.regions):
+            port = getattr(self, f"o{k}")
+            reserved, finished = self.reserve & (self.reserved == k), self.finish & (self.finished == k)
+            place = Signal(range(region.base, region.base + region.words), init=region.base, name=f"place{k}")
+            fetch, coming, empty = (Signal(name=f"{name}{k}") for name in ("fetch", "coming", "empty"))
+            m.d.comb += fetch.eq((turn == k) & (full[k] != 0) & ~coming & ~port.valid)
+            ends = Cat(place == region.base + s * region.tile - 1 for s in range(1, region.slots + 1))
+            m.d.comb += empty.eq(fetch & ends.any())
+            m.d.sync += [coming.eq(fetch), kept[k].eq(kept[k] + reserved - empty), full[k].eq(full[k] + finished - empty)]
+            with m.If(fetch):
+                m.d.sync += place.eq(Mux(place == region.base + region.words - 1, region.base, place + 1))
+            beat = Signal(region.lanes.width, name=f"beat{k}", reset_less=True)
+            with m.If(coming):
+                m.d.sync += [port.valid.eq(1), beat.eq(Cat(read.data[j][: region.lanes.bits] for j in range(self.bytes)))]
+            with m.Elif(port.ready):
+                m.d.sync += port.valid.eq(0)
+            m.d.comb += [port.payload.as_value().eq(beat), self.room[k].eq(kept[k] != region.slots)]
+            places.append(place)
+            finishes.append(finished)
+        m.d.comb += read.addr.eq(choose(m, "place", turn, places))
+        m.d.comb += self.first.eq(choose(m, "slot", self.filling, self.slots(m, "tail", finishes)))
+        return m

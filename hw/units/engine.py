@@ -1,0 +1,259 @@
+# amaranth: UnusedElaboratable=no
+"""The shared engine: many pointwise convolutions on one matrix-vector core, with weights that come from memory."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.arith import bits_for, pack_row, wrap
+from hw.lib.core import MatVecCore
+from hw.lib.fifo import Fifo
+from hw.lib.finisher import MULTIPLIER_BITS, PARAMETERS, SHIFT_BITS, Finish, Finisher
+from hw.lib.memory import ReadPort
+from hw.lib.pool import InPool, OutPool, Region, choose, successor
+from hw.lib.slab import Blocks, SlabLoader
+from hw.params import Ints, Ints2, Lanes, Multiplier, Range
+
+from .base import Unit, signature
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayer:
+    """A pointwise convolution and its requantization (rounding half up): ``pixels`` a frame, ``weights`` (OC, IC), ``bias`` (OC,),
+    ``multiplier`` and ``shift`` (OC,), clamp ``low``..``high``; ``i`` and ``o``: its streams, elements of at most 8 bits.
+
+    ``tile``: pixels of a job, a divisor of ``pixels``; ``in_slots``, ``out_slots``: tiles kept before and behind it.
+    """
+
+    pixels: int
+    weights: Ints2
+    bias: Ints
+    multiplier: Ints
+    shift: Ints
+    low: int
+    high: int
+    i: Lanes
+    o: Lanes
+    tile: int
+    in_slots: int = 1
+    out_slots: int = 1
+
+    @property
+    def beats(self) -> int:
+        """Beats of an input pixel."""
+        return self.i.beats(len(self.weights[0]))
+
+    @property
+    def jobs(self) -> int:
+        """Jobs a frame."""
+        return self.pixels // self.tile
+
+    def folds(self, pe: int) -> int:
+        """Groups of ``pe`` output channels."""
+        return -(-len(self.weights) // pe)
+
+
+class EngineUnit(Unit):
+    """Pointwise convolutions with requantization that share one matrix-vector core of PE × SIMD products a cycle.
+
+    Golden model of each layer: sw.ops.conv.Conv.golden, then sw.ops.requant.Requant.golden. A job is a tile of one layer's pixels; it begins
+    when the tile is whole and there is room for its results, so no layer ever waits for another with the core in its hands. Layers
+    with a job take turns. Its weights come from memory fold by fold, are used for all the tile's pixels, and the next fold's arrive
+    meanwhile (:class:`SlabLoader`). The tiles of all layers lie in one pool in front and one pool behind, so a layer costs no buffer of its own.
+
+    Throughput: an operand set a cycle as long as there are jobs and weights arrive in time: :attr:`frame_cycles`. A fold takes at least
+    PE / ``lanes`` cycles a pixel. Latency: a tile's, plus the jobs before it.
+
+    Parameters: ``layers``; ``pe``; SIMD are the lanes of their inputs; ``lanes``: requantizers; ``multiplier``: kind; ``data_bits``: of the
+    memory's bus. ValueError if sizes or ranges do not fit.
+
+    Members: ``i0``, ``o0``, ``i1``...: the layers' streams; ``weights``: :class:`ReadPort`; what must lie there: :meth:`image`; ``acc0``...: sums with
+    bias in the order of the jobs (tile by tile, in it fold by fold, pixel by pixel, ``lanes`` at a time), for the simulation to watch.
+    """
+
+    ADDRESS_BITS = 32
+
+    def __init__(
+        self, *, layers: Sequence[EngineLayer], pe: int, lanes: int = 1, multiplier: Multiplier = "inferred", data_bits: int = 128
+    ) -> None:
+        _check(layers)
+        self.layers, self.pe, self.lanes, self.data_bits = list(layers), pe, lanes, data_bits
+        simd, wide = layers[0].i.lanes, layers[0].o.lanes
+        values = [w for layer in layers for row in layer.weights for w in row]
+        self.bits = max(_sum_bits(layer) for layer in layers)
+        weight = Range(low=min(*values, 0), high=max(*values, 1))
+        self.core = MatVecCore(pe=pe, simd=simd, weight=weight, i=Lanes(lanes=simd, bits=8, signed=False), bits=self.bits, kind=multiplier)
+        self.shift = min(s for layer in layers for s in layer.shift)
+        self.ins = InPool([Region(lanes=k.i, tile=k.tile * k.beats, slots=k.in_slots) for k in layers])
+        words = [k.o.beats(len(k.weights)) for k in layers]
+        self.outs = OutPool([Region(lanes=k.o, tile=k.tile * n, slots=k.out_slots) for k, n in zip(layers, words, strict=True)])
+        size = -(-pe // (data_bits // PARAMETERS))
+        columns = -(-self.core.dot.row_bits // data_bits)
+        blocks, address = [], 0
+        for k in layers:
+            blocks.append(Blocks(address=address, folds=k.folds(pe), rows=k.beats))
+            address += blocks[-1].folds * (k.beats * columns + size) * data_bits // 8
+        self.region_bytes = address
+        self.loader = SlabLoader(
+            blocks, row_bits=self.core.dot.row_bits, parameter_words=size, data_bits=data_bits, address_bits=self.ADDRESS_BITS
+        )
+        finishes = [
+            Finish(tile=k.tile, folds=k.folds(pe), channels=len(k.weights), words=n, low=k.low, high=k.high)
+            for k, n in zip(layers, words, strict=True)
+        ]
+        self.finisher = Finisher(finishes, pe=pe, bits=self.bits, lanes=lanes, shift=self.shift, data_bits=data_bits, out=self.outs)
+        self.acc = Lanes(lanes=lanes, bits=self.bits, signed=True)
+        seen = stream.Signature(data.ArrayLayout(signed(self.bits), lanes), always_ready=True)
+        super().__init__({
+            **{f"i{n}": In(signature(k.i)) for n, k in enumerate(layers)}, **{f"o{n}": Out(signature(k.o)) for n, k in enumerate(layers)},
+            "weights": Out(ReadPort(address_bits=self.ADDRESS_BITS, data_bits=data_bits)), **{f"acc{n}": Out(seen) for n in range(len(layers))},
+        })  # fmt: skip
+        assert wide == self.outs.bytes
+
+    @property
+    def frame_cycles(self) -> int:
+        """All jobs of a frame, one after the other; or their weights, a word a cycle, if those take longer."""
+        computing = sum(k.pixels * k.folds(self.pe) * max(k.beats, self.pe // self.lanes) for k in self.layers)
+        return max(computing, self.frame_words)
+
+    @property
+    def frame_words(self) -> int:
+        """Words of the bus that a frame's jobs read."""
+        return sum(k.jobs * b.folds * self.loader.words(b) for k, b in zip(self.layers, self.loader.layers, strict=True))
+
+    @property
+    def multipliers(self) -> int:
+        return self.core.multipliers
+
+    def image(self) -> bytes:
+        """What must lie in memory."""
+        size = self.data_bits // 8
+        simd, parts = self.core.dot.simd, []
+        for layer in self.layers:
+            rows = [[*row, *[0] * (layer.beats * simd - len(row))] for row in layer.weights]
+            rows += [[0] * layer.beats * simd] * (layer.folds(self.pe) * self.pe - len(rows))
+            for first in range(0, len(rows), self.pe):
+                fold = rows[first : first + self.pe]
+                for n in range(0, layer.beats * simd, simd):
+                    word = self.core.dot.encode([row[n : n + simd] for row in fold])
+                    parts.append(word.to_bytes(self.loader.columns * size, "little"))
+                values = [self._parameters(layer, c) if c < len(layer.weights) else 0 for c in range(first, first + self.pe)]
+                parts.append(pack_row(values, PARAMETERS).to_bytes(self.loader.parameter_words * size, "little"))
+        return b"".join(parts)
+
+    def _parameters(self, layer: EngineLayer, channel: int) -> int:
+        """Bias without what the core adds (packing, signed inputs moved up by 128), multiplier, shift."""
+        bias = layer.bias[channel] - layer.beats * self.core.dot.offset - 128 * layer.i.signed * sum(layer.weights[channel])
+        fields = ((wrap(bias, self.bits), self.bits), (layer.multiplier[channel], MULTIPLIER_BITS), (layer.shift[channel] - self.shift, SHIFT_BITS))
+        value, at = 0, 0
+        for field, bits in fields:
+            value |= (field & (1 << bits) - 1) << at
+            at += bits
+        return value
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.ins, m.submodules.outs, m.submodules.core = self.ins, self.outs, self.core
+        m.submodules.loader, m.submodules.finisher = self.loader, self.finisher
+        for n in range(len(self.layers)):
+            wiring.connect(m, wiring.flipped(getattr(self, f"i{n}")), getattr(self.ins, f"i{n}"))
+            wiring.connect(m, getattr(self.outs, f"o{n}"), wiring.flipped(getattr(self, f"o{n}")))
+        wiring.connect(m, self.loader.memory, wiring.flipped(self.weights))
+        jobs = self.issue(m, 4)
+        wiring.connect(m, jobs[0].o, self.loader.fetch)
+        wiring.connect(m, jobs[1].o, self.loader.fill)
+        wiring.connect(m, jobs[2].o, self.finisher.job)
+        self.run(m, jobs[3].o)
+        self.finish(m)
+        return m
+
+    def issue(self, m: Module, count: int) -> list[Fifo]:
+        """Looks at one layer a cycle; its job goes to all queues if there is one."""
+        n = len(self.layers)
+        lanes = Lanes(lanes=1, bits=max((n - 1).bit_length(), 1), signed=False)
+        queues = [Fifo(lanes, 3, "registers") for _ in range(count)]
+        for k, queue in enumerate(queues):
+            m.submodules[f"jobs{k}"] = queue
+        turn, go, room = Signal(range(n)), Signal(), Signal()
+        m.d.comb += room.eq(queues[0].i.ready & queues[1].i.ready & queues[2].i.ready & queues[3].i.ready)
+        m.d.comb += go.eq(room & self.ins.full.bit_select(turn, 1) & self.outs.room.bit_select(turn, 1))
+        m.d.comb += [self.ins.claim.eq(go), self.ins.claimed.eq(turn), self.outs.reserve.eq(go), self.outs.reserved.eq(turn)]
+        for queue in queues:
+            m.d.comb += [queue.i.valid.eq(go), queue.i.payload[0].eq(turn)]
+        m.d.sync += turn.eq(successor(turn, n))
+        return queues
+
+    def run(self, m: Module, jobs: stream.Interface) -> None:
+        """The core's steps: fold by fold, in each pixel by pixel, beat by beat."""
+        core, ins, loader = self.core, self.ins, self.loader
+        layer, chosen, running = Signal(range(len(self.layers))), Signal(), Signal()
+        tables = {"beats": [k.beats - 1 for k in self.layers], "pixels": [k.tile - 1 for k in self.layers]}
+        tables["folds"] = [k.folds(self.pe) - 1 for k in self.layers]
+        last = {n: Signal(range(max(v) + 1), name=f"last_{n}") for n, v in tables.items()}
+        at = {n: Signal.like(s, name=f"at_{n}") for n, s in last.items()}
+        base, place = Signal.like(ins.first, name="base"), Signal.like(ins.first, name="place")
+        m.d.comb += [jobs.ready.eq(~chosen & ~running), ins.released.eq(layer)]
+        with m.If(jobs.ready & jobs.valid):
+            m.d.sync += [layer.eq(jobs.payload[0]), chosen.eq(1)]
+        with m.If(chosen):
+            m.d.sync += [last[n].eq(choose(m, f"of_{n}", layer, v)) for n, v in tables.items()]
+            m.d.sync += [base.eq(ins.first), place.eq(ins.first), chosen.eq(0), running.eq(1)]
+        step, issue = Signal(), Signal()
+        m.d.comb += [step.eq(~core.done | self.finisher.take), issue.eq(step & running & loader.filled)]
+        ends = {n: at[n] == last[n] for n in tables}
+        pixel_ends = ends["beats"] & ends["pixels"]
+        with m.If(issue):
+            m.d.sync += [place.eq(Mux(pixel_ends, base, place + 1)), at["beats"].eq(Mux(ends["beats"], 0, at["beats"] + 1))]
+            with m.If(ends["beats"]):
+                m.d.sync += at["pixels"].eq(Mux(ends["pixels"], 0, at["pixels"] + 1))
+            with m.If(pixel_ends):
+                m.d.sync += at["folds"].eq(Mux(ends["folds"], 0, at["folds"] + 1))
+                with m.If(ends["folds"]):
+                    m.d.sync += running.eq(0)
+        m.d.comb += [loader.done.eq(issue & pixel_ends), ins.release.eq(issue & pixel_ends & ends["folds"])]
+        m.d.comb += [ins.addr.eq(place), ins.en.eq(step), loader.row.eq(at["beats"]), loader.en.eq(step)]
+        m.d.comb += [core.x.as_value().eq(ins.data), core.w.eq(loader.data), core.en.eq(step)]
+        with m.If(step):
+            m.d.sync += [core.valid.eq(issue), core.first.eq(at["beats"] == 0), core.end.eq(ends["beats"])]
+
+    def finish(self, m: Module) -> None:
+        """Accumulators to the finisher, bytes to the pool; the sums for the simulation."""
+        end, outs, loader = self.finisher, self.outs, self.loader
+        m.d.comb += [end.accs.eq(self.core.o), end.valid.eq(self.core.done), end.first.eq(outs.first), end.parameters.eq(loader.parameters)]
+        m.d.comb += [loader.slot.eq(end.slot), loader.word.eq(end.word)]
+        m.d.comb += [getattr(outs, n).eq(getattr(end, n)) for n in ("addr", "mask", "data", "finish", "finished", "filling")]
+        for n in range(len(self.layers)):
+            seen = getattr(self, f"acc{n}")
+            m.d.comb += [seen.valid.eq(end.sum_valid & (end.sum_layer == n)), seen.payload.eq(end.sum)]
+
+
+def _sum_bits(layer: EngineLayer) -> int:
+    """Bits that hold every sum with its bias."""
+    low, high = layer.i.lowest, layer.i.highest
+    ends = []
+    for row, bias in zip(layer.weights, layer.bias, strict=True):
+        positive, negative = sum(w for w in row if w > 0), sum(w for w in row if w < 0)
+        ends += [positive * low + negative * high + bias, positive * high + negative * low + bias, bias]
+    return bits_for(ends)
+
+
+def _check(layers: Sequence[EngineLayer]) -> None:
+    if not layers:
+        raise ValueError("an engine must have at least one layer")
+    for n, k in enumerate(layers):
+        where = f"layer {n} of the engine"
+        if k.i.lanes != layers[0].i.lanes or k.o.lanes != layers[0].o.lanes:
+            raise ValueError(f"{where}: all inputs must have equal lanes, and all outputs")
+        if max(k.i.bits, k.o.bits) > 8:
+            raise ValueError(f"{where}: inputs and outputs must have at most 8 bits, not {k.i.bits} and {k.o.bits}")
+        if k.tile < 1 or k.pixels % k.tile or min(k.in_slots, k.out_slots) < 1:
+            raise ValueError(f"{where}: tile must divide {k.pixels} pixels and slots be positive, not {k.tile}, {k.in_slots}, {k.out_slots}")
+        if len({len(k.weights), len(k.bias), len(k.multiplier), len(k.shift)}) != 1:
+            raise ValueError(f"{where}: weights, bias, multiplier and shift must have equal lengths")
+        if not k.o.lowest <= k.low <= k.high <= k.o.highest:
+            raise ValueError(f"{where}: low and high must lie in {k.o.lowest}..{k.o.highest}, not {k.low}..{k.high}")
