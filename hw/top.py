@@ -49,9 +49,9 @@ class Accelerator(wiring.Component):
 
     Parameters: ``units`` by name; ``links`` between them; ``inputs`` and ``outputs``: the unit ports that become ports of the
     accelerator, under the given names; ``probes``: unit output ports that the simulation watches; ``controls``: plain input ports of
-    units, (unit, port) by name, such as the threshold of the decoder.
+    units, (unit, port) by name, such as the threshold of the decoder; ``memories``: ports of units to external memory, likewise.
 
-    Members: a stream for each input and output, a port for each control; ``probe_valid`` and ``probe_ready``, one bit for each probe
+    Members: a stream for each input and output, a port for each control and memory; ``probe_valid`` and ``probe_ready``, one bit for each probe
     in order; and ``probe<k>``, the payload of probe k. Without probes the three are absent and the hardware is the same.
     """
 
@@ -64,13 +64,14 @@ class Accelerator(wiring.Component):
         outputs: Mapping[str, Port],
         probes: Sequence[Port] = (),
         controls: Mapping[str, tuple[str, str]] | None = None,
+        memories: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self.units, self.links = dict(units), tuple(links)
         self.inputs, self.outputs, self.probes = dict(inputs), dict(outputs), tuple(probes)
-        self.controls = dict(controls or {})
+        self.controls, self.memories = dict(controls or {}), dict(memories or {})
         members: dict[str, Any] = {name: In(signature(p.lanes)) for name, p in inputs.items()}
         members |= {name: Out(signature(p.lanes)) for name, p in outputs.items()}
-        members |= {name: self.units[unit].signature.members[port] for name, (unit, port) in self.controls.items()}
+        members |= {name: self.units[unit].signature.members[port] for name, (unit, port) in (self.controls | self.memories).items()}
         if probes:
             members |= {"probe_valid": Out(len(probes)), "probe_ready": Out(len(probes))}
             members |= {f"probe{k}": Out(p.lanes.width) for k, p in enumerate(probes)}
@@ -94,6 +95,8 @@ class Accelerator(wiring.Component):
             wiring.connect(m, self._stream(port), wiring.flipped(getattr(self, name)))
         for name, (owner, control) in self.controls.items():
             m.d.comb += getattr(self.units[owner], control).eq(getattr(self, name))
+        for name, (owner, port_name) in self.memories.items():
+            wiring.connect(m, getattr(self.units[owner], port_name), wiring.flipped(getattr(self, name)))
         for link in self.links:
             source, target = self._stream(link.source), self._stream(link.target)
             if link.depth:

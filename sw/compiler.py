@@ -15,6 +15,7 @@ from hw.params import Lanes, Multiplier
 from hw.verilog import convert
 from sw import axi as edges
 from sw import estimate
+from sw.engine import ENGINE, EnginePlan
 from sw.errors import CompileError
 from sw.files import new_folder
 from sw.folding.fold import Fold, choose, cycles, read_pins

@@ -27,6 +27,7 @@ from hw.units.shuffle import ShuffleUnit
 from hw.units.split import SplitUnit
 from hw.units.table import TableUnit
 from hw.units.upsample import UpsampleUnit
+from sw.engine import ENGINE, EnginePlan, build, members
 from sw.errors import CompileError
 from sw.folding.fold import Fold
 from sw.graph import Graph, Node
@@ -164,12 +165,14 @@ class Design:
 
     graph: Graph
     folds: Mapping[str, Fold]
+    engine: EnginePlan | None = None
     units: dict[str, Unit] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
     inputs: dict[str, Port] = field(default_factory=dict)
     outputs: dict[str, Port] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
+    memories: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def probes(self) -> dict[str, Port]:
@@ -179,15 +182,19 @@ class Design:
     def accelerator(self, *, probes: bool = False) -> Accelerator:
         """The component, with or without the ports that the simulation watches."""
         watched = list(self.probes.values()) if probes else []
-        return Accelerator(units=self.units, links=self.links, inputs=self.inputs, outputs=self.outputs, probes=watched)
+        return Accelerator(
+            units=self.units, links=self.links, inputs=self.inputs, outputs=self.outputs, probes=watched, memories=self.memories
+        )
 
 
-def lower(graph: Graph, folds: Mapping[str, Fold]) -> Design:
+def lower(graph: Graph, folds: Mapping[str, Fold], engine: EnginePlan | None = None) -> Design:
     """Build every unit and link; FIFO depths are 0 until sized. CompileError if a fold does not fit its unit."""
-    design = Design(graph=graph, folds=folds)
+    design = Design(graph=graph, folds=folds, engine=engine)
     readers: dict[str, list[Port]] = {t: [] for t in graph.tensors}
+    shared = _share(design, readers)
     for node in graph.nodes:
-        _add(design, node, readers)
+        if node.name not in shared:
+            _add(design, node, readers)
     for tensor, ports in readers.items():
         if tensor in graph.outputs:
             if ports:
@@ -198,6 +205,22 @@ def lower(graph: Graph, folds: Mapping[str, Fold]) -> Design:
         elif ports:
             _connect(design, design.ports[tensor], ports, graph.tensors[tensor].type)
     return design
+
+
+def _share(design: Design, readers: dict[str, list[Port]]) -> set[str]:
+    """The engine and its streams; returns the names of the nodes that it computes."""
+    if design.engine is None or not design.engine.places:
+        return set()
+    unit = design.units[ENGINE] = build(design.graph, design.engine)
+    shared = set()
+    for k, (conv, requant) in enumerate(members(design.graph, design.engine).values()):
+        layer = unit.layers[k]
+        readers[conv.inputs[0]].append(Port(unit=ENGINE, port=f"i{k}", lanes=layer.i))
+        design.ports[conv.outputs[0]] = Port(unit=ENGINE, port=f"acc{k}", lanes=unit.acc)
+        design.ports[requant.outputs[0]] = Port(unit=ENGINE, port=f"o{k}", lanes=layer.o)
+        shared |= {conv.name, requant.name}
+    design.memories[f"{ENGINE}_weights"] = (ENGINE, "weights")
+    return shared
 
 
 def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:

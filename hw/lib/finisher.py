@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.fixed import round_kept, saturate, shift_keep, shift_right
-from hw.lib.pool import choose, successor
+from hw.lib.pool import choose
 from hw.lib.slab import PARAMETER_SLOTS
 from hw.params import Lanes
 from hw.units.base import signature
@@ -40,7 +40,7 @@ class Finisher(wiring.Component):
     PE / lanes cycles. Six cycles from ``take`` to the first byte.
 
     Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`; ``filling``,
-    ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: as of :class:`OutPool`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators
+    ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: as of :class:`OutPool`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators
     with bias as they pass, for the simulation.
     """
 
@@ -54,7 +54,7 @@ class Finisher(wiring.Component):
         self.bytes = out.bytes
         self.clamps = list(dict.fromkeys((f.low, f.high) for f in layers))
         index = range(len(layers))
-        names = ("addr", "mask", "data", "finish", "finished", "filling")
+        names = ("addr", "mask", "data", "finish", "finished", "begin", "filling")
         super().__init__({
             "job": In(signature(Lanes(lanes=1, bits=max((len(layers) - 1).bit_length(), 1), signed=False))),
             "accs": In(data.ArrayLayout(signed(bits), pe)), "valid": In(1), "take": Out(1),
@@ -63,31 +63,29 @@ class Finisher(wiring.Component):
             "sum": Out(data.ArrayLayout(signed(bits), lanes)), "sum_valid": Out(1), "sum_layer": Out(index),
         })  # fmt: skip
 
-    job: stream.Interface
-
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         layer, loaded, chosen, left, ending = Signal(range(len(self.layers))), Signal(), Signal(), Signal(range(self.pe + 1)), Signal()
         # A job in two steps: its number, then what is known of it.
-        m.d.comb += [self.job.ready.eq(~chosen & ~loaded), self.filling.eq(layer)]
+        m.d.comb += [self.job.ready.eq(~chosen & ~loaded), self.filling.eq(layer), self.begin.eq(chosen & ~loaded)]
         with m.If(self.job.ready & self.job.valid):
             m.d.sync += [layer.eq(self.job.payload[0]), chosen.eq(1)]
         constants = {n: [getattr(f, n) for f in self.layers] for n in ("tile", "folds", "channels", "words")}
         known = {n: Signal(range(max(v) + 1), name=f"{n}_now") for n, v in constants.items()}
         kind = Signal(range(len(self.clamps)))
         base = Signal.like(self.first, name="tile_base")
-        with m.If(chosen & ~loaded):
+        with m.If(self.begin):
             m.d.sync += [known[n].eq(choose(m, n, layer, v)) for n, v in constants.items()]
             m.d.sync += kind.eq(choose(m, "kind", layer, [self.clamps.index((f.low, f.high)) for f in self.layers]))
             m.d.sync += [base.eq(self.first), loaded.eq(1), chosen.eq(0)]
         m.d.comb += self.take.eq(self.valid & loaded & ((left == 0) | ((left == 1) & ~ending)))
         with m.If((left == 1) & ending):
             m.d.sync += loaded.eq(0)
-        emitted = self.walk(m, known, base, left, ending, chosen & ~loaded)
+        emitted = self.walk(m, known, base, left, ending)
         self.pipeline(m, emitted, layer, kind)
         return m
 
-    def walk(self, m: Module, known: dict[str, Signal], base: Signal, left: Signal, ending: Signal, begin: Value) -> dict[str, Value]:
+    def walk(self, m: Module, known: dict[str, Signal], base: Signal, left: Signal, ending: Signal) -> dict[str, Value]:
         """Where results belong: what leaves the holding register in this cycle, with its place."""
         groups = self.pe // self.lanes
         hold = Signal(self.pe * self.bits, reset_less=True)
@@ -103,7 +101,7 @@ class Finisher(wiring.Component):
             m.d.sync += [left.eq(left - 1), hold.eq(hold >> self.lanes * self.bits), index.eq(index + 1), some.eq(some - self.lanes)]
             m.d.sync += lane.eq(Mux(lane == self.bytes - self.lanes, 0, lane + self.lanes))
             m.d.sync += word.eq(word + (lane == self.bytes - self.lanes))
-        with m.If(begin):
+        with m.If(self.begin):
             m.d.sync += [pixel.eq(0), fold.eq(0), words.eq(0), lane0.eq(0), rest.eq(known_next(m, self.layers, self.filling))]
             m.d.sync += pixel_word.eq(self.first)
         with m.If(self.take):
@@ -156,7 +154,7 @@ class Finisher(wiring.Component):
             byte = clamped[0]
             for k, value in enumerate(clamped[1:], 1):
                 byte = Mux(chains["kind"][4] == k, value, byte)
-            results.append(step(byte[:8] if len(byte) >= 8 else byte.as_signed().shift_left(0), f"byte{j}"))
+            results.append(step(byte[:8], f"byte{j}"))
             m.d.comb += self.sum[j].eq(total)
         m.d.comb += [self.sum_valid.eq(valid[2]), self.sum_layer.eq(chains["layer"][2])]
         used, lane = chains["used"][5], chains["lane"][5]

@@ -141,11 +141,11 @@ class InPool(Pool):
 class OutPool(Pool):
     """One memory to streams: tiles are written in any order of their bytes and leave word by word.
 
-    ``reserve`` promises a slot of a stream that has ``room``; ``first`` is the first word of the slot that stream ``finished`` fills; with
-    ``finish`` the tile is whole and leaves. Each stream has a register; the streams take turns to fill it, one a cycle.
+    ``reserve`` promises a slot of a stream that has ``room``; ``first`` is the first word of the slot that stream ``filling`` fills next,
+    ``begin`` takes it; with ``finish`` the tile is whole and leaves. Each stream has a register; the streams take turns to fill it, one a cycle.
 
     Members: ``o0``, ``o1``...: streams; ``addr``, ``mask`` (a bit a byte), ``data``, written each cycle; ``room``: a bit a stream; strobes
-    ``reserve``, ``finish`` for the streams ``reserved``, ``finished``; ``filling``: the stream whose ``first`` is wanted.
+    ``reserve``, ``begin``, ``finish`` for the streams ``reserved``, ``filling``, ``finished``.
     """
 
     def __init__(self, regions: Sequence[Region]) -> None:
@@ -156,7 +156,7 @@ class OutPool(Pool):
             **{f"o{k}": Out(signature(r.lanes)) for k, r in enumerate(regions)},
             "addr": In(range(self.depth)), "mask": In(self.bytes), "data": In(8 * self.bytes), "room": Out(n),
             "reserve": In(1), "reserved": In(range(n)), "finish": In(1), "finished": In(range(n)),
-            "filling": In(range(n)), "first": Out(range(self.depth)),
+            "begin": In(1), "filling": In(range(n)), "first": Out(range(self.depth)),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -166,7 +166,7 @@ class OutPool(Pool):
         write, read = memory.write_port(granularity=1), memory.read_port()
         m.d.comb += [write.addr.eq(self.addr), write.en.eq(self.mask), write.data.as_value().eq(self.data), read.en.eq(1)]
         turn, kept, full = Signal(range(n)), self.counters("kept"), self.counters("full")
-        places, finishes = [], []
+        places, begins = [], []
         m.d.sync += turn.eq(successor(turn, n))
         for k, region in enumerate(self.regions):
             port = getattr(self, f"o{k}")
@@ -186,7 +186,7 @@ class OutPool(Pool):
                 m.d.sync += port.valid.eq(0)
             m.d.comb += [port.payload.as_value().eq(beat), self.room[k].eq(kept[k] != region.slots)]
             places.append(place)
-            finishes.append(finished)
+            begins.append(self.begin & (self.filling == k))
         m.d.comb += read.addr.eq(choose(m, "place", turn, places))
-        m.d.comb += self.first.eq(choose(m, "slot", self.filling, self.slots(m, "tail", finishes)))
+        m.d.comb += self.first.eq(choose(m, "slot", self.filling, self.slots(m, "tail", begins)))
         return m

@@ -226,7 +226,7 @@ class EngineUnit(Unit):
         end, outs, loader = self.finisher, self.outs, self.loader
         m.d.comb += [end.accs.eq(self.core.o), end.valid.eq(self.core.done), end.first.eq(outs.first), end.parameters.eq(loader.parameters)]
         m.d.comb += [loader.slot.eq(end.slot), loader.word.eq(end.word)]
-        m.d.comb += [getattr(outs, n).eq(getattr(end, n)) for n in ("addr", "mask", "data", "finish", "finished", "filling")]
+        m.d.comb += [getattr(outs, n).eq(getattr(end, n)) for n in ("addr", "mask", "data", "finish", "finished", "begin", "filling")]
         for n in range(len(self.layers)):
             seen = getattr(self, f"acc{n}")
             m.d.comb += [seen.valid.eq(end.sum_valid & (end.sum_layer == n)), seen.payload.eq(end.sum)]

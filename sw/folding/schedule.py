@@ -6,6 +6,8 @@ forks and joins can lock, and a dataflow network that can run never does worse b
 """
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +15,9 @@ import numpy as np
 
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
-from hw.top import Link
+from hw.top import Link, Port
+from hw.units.engine import EngineUnit
+from sw.engine import ENGINE
 from sw.graph import Node
 from sw.lower import Design
 from sw.ops import (
@@ -40,6 +44,8 @@ from .timing import Sliding, Times, Timing
 
 #: Frames of the schedule: the second meets what the first has left.
 FRAMES = 2
+#: Share of a round of all other layers' jobs that a tile is assumed to wait for the shared engine.
+ENGINE_WAIT = 0.5
 
 
 def size_fifos(design: Design) -> list[Link]:
@@ -50,7 +56,7 @@ def size_fifos(design: Design) -> list[Link]:
 
 def _joins(design: Design, link: Link) -> bool:
     """Whether the link ends where branches meet, so that one may wait for the other."""
-    return sum(k.target.unit == link.target.unit for k in design.links) > 1
+    return sum(_actor(k.target) == _actor(link.target) for k in design.links) > 1
 
 
 def _depth(arrivals: Times, reads: Times, joins: bool) -> int:
@@ -74,38 +80,56 @@ def simulate(design: Design) -> tuple[list[Times], list[Times]]:
     after: dict[str, list[Link]] = {}
     for link in design.links:
         after.setdefault(link.source.unit, []).append(link)
-    waiting = {u: sum(k.target.unit == u for k in design.links) + sum(p.unit == u for p in design.inputs.values()) for u in design.units}
-    ready = [p.unit for p in design.inputs.values()]
+    ends = [k.target for k in design.links] + list(design.inputs.values())
+    waiting = Counter(_actor(p) for p in ends)
+    ready = [_actor(p) for p in design.inputs.values()]
     while ready:
-        unit = ready.pop()
-        ports = _in_ports(design, unit)
-        result = _timing(design, unit, [incoming[unit, p] for p in ports])
+        actor = ready.pop()
+        unit = actor[0]
+        ports = _in_ports(design, *actor)
+        result = _timing(design, *actor, [incoming[unit, p] for p in ports])
         taken.update({(unit, p): t for p, t in zip(ports, result.reads, strict=True)})
-        for link in after.get(unit, []):
-            incoming[link.target.unit, link.target.port] = result.writes[_out_ports(design, unit).index(link.source.port)]
-            waiting[link.target.unit] -= 1
-            if not waiting[link.target.unit]:
-                ready.append(link.target.unit)
+        outs = _out_ports(design, *actor)
+        for link in (k for k in after.get(unit, []) if _actor(k.source) == actor):
+            incoming[link.target.unit, link.target.port] = result.writes[outs.index(link.source.port)]
+            waiting[_actor(link.target)] -= 1
+            if not waiting[_actor(link.target)]:
+                ready.append(_actor(link.target))
     keys = [(k.target.unit, k.target.port) for k in design.links]
     return [incoming[k] for k in keys], [taken[k] for k in keys]
 
 
-def _in_ports(design: Design, unit: str) -> list[str]:
+def _actor(port: Port) -> tuple[str, str]:
+    """Whose schedule a port belongs to: a unit's, or one layer's of the engine."""
+    return port.unit, re.sub(r"\D", "", port.port) if port.unit == ENGINE else ""
+
+
+def _in_ports(design: Design, unit: str, layer: str) -> list[str]:
+    if layer:
+        return [f"i{layer}"]
     node = design.nodes.get(unit)
     if node is None or len(node.inputs) == 1:
         return ["i"]
     return ["i", "offset_i"] if isinstance(node.op, Deform) else [f"i{k}" for k in range(len(node.inputs))]
 
 
-def _out_ports(design: Design, unit: str) -> list[str]:
+def _out_ports(design: Design, unit: str, layer: str) -> list[str]:
+    if layer:
+        return [f"o{layer}"]
     node, made = design.nodes.get(unit), design.units[unit]
     if isinstance(made, Fork):
         return [f"o{k}" for k in range(made.outputs)]
     return ["o"] if node is None or len(node.outputs) == 1 else [f"o{k}" for k in range(len(node.outputs))]
 
 
-def _timing(design: Design, unit: str, arrivals: Sequence[Times]) -> Timing:
+def _timing(design: Design, unit: str, layer: str, arrivals: Sequence[Times]) -> Timing:
     made = design.units[unit]
+    if isinstance(made, EngineUnit):
+        k = made.layers[int(layer)]
+        job = k.tile * k.beats * k.folds(made.pe)
+        around = sum(other.tile * other.beats * other.folds(made.pe) for other in made.layers) - job
+        wait = round(ENGINE_WAIT * around)
+        return timing.engine(arrivals[0], (k.tile, k.beats, k.o.beats(len(k.weights))), job, wait, len(made.layers))
     if isinstance(made, Fork):
         return Timing(reads=(arrivals[0],), writes=(arrivals[0],) * made.outputs)
     if isinstance(made, Regroup):

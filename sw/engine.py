@@ -1,0 +1,103 @@
+# amaranth: UnusedElaboratable=no
+"""Which pointwise convolutions share the engine (hw/units/engine.py), and what that takes."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hw.params import Lanes, Multiplier
+from hw.units.engine import EngineLayer, EngineUnit
+from sw.errors import CompileError
+from sw.graph import Graph, Node
+from sw.ops import Conv, Requant, TensorType
+from sw.ops.conv import POINT
+
+#: Name of the engine's unit in a design.
+ENGINE = "engine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A layer's place on the engine: pixels of a job, and tiles kept before and behind it."""
+
+    tile: int
+    in_slots: int = 1
+    out_slots: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """The shared engine of a design: its size, and the convolutions (by node name) that it computes, each with the requantization behind it."""
+
+    pe: int
+    simd: int
+    lanes: int = 1
+    multiplier: Multiplier = "inferred"
+    data_bits: int = 128
+    places: Mapping[str, Place] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self) | {"places": {n: asdict(p) for n, p in self.places.items()}}
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> EnginePlan:
+        """The plan of a record."""
+        return EnginePlan(**{**record, "places": {n: Place(**p) for n, p in record["places"].items()}})
+
+
+def requant_of(graph: Graph, node: Node) -> Node | None:
+    """The requantization that follows a convolution which the engine can compute; None if it cannot.
+
+    It computes pointwise convolutions of at most 8 bits to at most 8 bits that round half up.
+    """
+    if not isinstance(node.op, Conv) or node.op.window != POINT or graph.tensors[node.inputs[0]].type.bits > 8:
+        return None
+    readers = graph.consumers(node.outputs[0])
+    if len(readers) != 1 or not isinstance(readers[0].op, Requant) or node.outputs[0] in graph.outputs:
+        return None
+    return readers[0] if readers[0].op.bits <= 8 and readers[0].op.rounding == "half_up" else None
+
+
+def members(graph: Graph, plan: EnginePlan | None) -> dict[str, tuple[Node, Node]]:
+    """The (convolution, requantization) of each layer of the plan, in its order. CompileError if one cannot be there."""
+    result = {}
+    for name in plan.places if plan else ():
+        try:
+            node = graph.node(name)
+        except KeyError:
+            raise CompileError(f"the engine's plan names {name}, which the network does not have") from None
+        after = requant_of(graph, node)
+        if after is None:
+            raise CompileError(f"{name} cannot share the engine: it takes pointwise convolutions of at most 8 bits, requantized to at most 8, half up")
+        result[name] = (node, after)
+    return result
+
+
+def on_engine(graph: Graph, plan: EnginePlan | None) -> frozenset[str]:
+    """Names of all nodes that the engine computes."""
+    return frozenset(n.name for pair in members(graph, plan).values() for n in pair)
+
+
+def beats_of(kind: TensorType, count: int) -> Lanes:
+    """Beats of ``count`` channels of a map."""
+    return Lanes(lanes=count, bits=kind.bits, signed=kind.signed)
+
+
+def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
+    """The engine's unit. CompileError if the plan does not fit."""
+    layers = []
+    for name, (conv, requant) in members(graph, plan).items():
+        place = plan.places[name]
+        x, y = graph.tensors[conv.inputs[0]].type, graph.tensors[requant.outputs[0]].type
+        assert isinstance(conv.op, Conv) and isinstance(requant.op, Requant)
+        layers.append(EngineLayer(
+            pixels=x.pixels, weights=conv.op.weights.reshape(len(conv.op.weights), -1).tolist(), bias=conv.op.bias.tolist(),
+            multiplier=requant.op.multiplier.tolist(), shift=requant.op.shift.tolist(), low=requant.op.low, high=requant.op.high,
+            i=beats_of(x, plan.simd), o=beats_of(y, plan.simd), tile=place.tile, in_slots=place.in_slots, out_slots=place.out_slots,
+        ))  # fmt: skip
+    try:
+        return EngineUnit(layers=layers, pe=plan.pe, lanes=plan.lanes, multiplier=plan.multiplier, data_bits=plan.data_bits)
+    except ValueError as error:
+        raise CompileError(f"the engine cannot be built: {error}") from None

@@ -1,0 +1,96 @@
+# amaranth: UnusedElaboratable=no
+"""The shared engine: every layer's results are golden's, whatever the order of the jobs and the pace of memory and neighbours."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.lib.memory_model import RomModel
+from hw.params import Lanes, Multiplier
+from hw.units.base import Unit, signature
+from hw.units.engine import EngineLayer, EngineUnit
+from sim.run import Case, run_cases
+from sw.ops import Array, Conv, Requant
+
+
+class Served(Unit):
+    """An engine with its memory beside it."""
+
+    def __init__(self, engine: EngineUnit, *, latency: int = 20, pauses: bool = False) -> None:
+        self.engine, n = engine, len(engine.layers)
+        self.memory = RomModel(engine.image(), address_bits=engine.ADDRESS_BITS, data_bits=engine.data_bits, latency=latency, pauses=pauses)
+        ins = {f"i{k}": In(signature(engine.layers[k].i)) for k in range(n)}
+        super().__init__(ins | {f"o{k}": Out(signature(engine.layers[k].o)) for k in range(n)})
+
+    @property
+    def frame_cycles(self) -> int:
+        return self.engine.frame_cycles
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.engine, m.submodules.memory = self.engine, self.memory
+        wiring.connect(m, self.engine.weights, self.memory.port)
+        for k in range(len(self.engine.layers)):
+            wiring.connect(m, wiring.flipped(getattr(self, f"i{k}")), getattr(self.engine, f"i{k}"))
+            wiring.connect(m, getattr(self.engine, f"o{k}"), wiring.flipped(getattr(self, f"o{k}")))
+        return m
+
+
+class Layers:
+    """Golden of all layers."""
+
+    name = "engine"
+
+    def __init__(self, ops: list[tuple[Conv, Requant]]) -> None:
+        self.ops = ops
+
+    def golden(self, *inputs: Array) -> tuple[Array, ...]:
+        return tuple(q.golden(*c.golden(x))[0] for (c, q), x in zip(self.ops, inputs, strict=True))
+
+
+def case(
+    name: str, sizes: list[tuple[int, int, int, int]], *, pe: int, simd: int, lanes: int = 1, multiplier: Multiplier = "inferred",
+    seed: int = 0, pauses: bool = False, low: int = -7, data_bits: int = 128, slots: tuple[int, int] = (2, 2),
+) -> Case:  # fmt: skip
+    """``sizes``: (pixels, channels in, channels out, tile) of each layer; odd layers are signed on both sides."""
+    rng = np.random.default_rng(seed)
+    layers, ops, inputs = [], [], []
+    for k, (pixels, c_in, c_out, tile) in enumerate(sizes):
+        sign = bool(k % 2)
+        weights, bias = rng.integers(low, 8, (c_out, c_in)), rng.integers(-2000, 2000, c_out)
+        multiplier_, shift = rng.integers(1 << 14, 1 << 15, c_out) * 2 + 1, rng.integers(19, 24, c_out)
+        lowest, highest = (-128, 127) if sign else (0, 255 - k)
+        conv = Conv(weights=weights.reshape(c_out, 1, 1, c_in), bias=bias)
+        requant = Requant(multiplier=multiplier_, shift=shift, low=lowest, high=highest, bits=8, signed=sign)
+        layers.append(EngineLayer(
+            pixels=pixels, weights=weights.tolist(), bias=bias.tolist(), multiplier=multiplier_.tolist(), shift=shift.tolist(),
+            low=lowest, high=highest, i=Lanes(lanes=simd, bits=8, signed=sign), o=Lanes(lanes=simd, bits=8, signed=sign), tile=tile,
+            in_slots=slots[0], out_slots=slots[1],
+        ))  # fmt: skip
+        ops.append((conv, requant))
+        x = rng.integers(-128 * sign, 256 - 128 * sign, (2, 1, pixels, c_in))
+        x[0] = rng.choice([-128 * sign, 255 - 128 * sign], x[0].shape)  # the ends of the range
+        inputs.append(x)
+    engine = EngineUnit(layers=layers, pe=pe, lanes=lanes, multiplier=multiplier, data_bits=data_bits)
+    return Case(name=name, unit=Served(engine, pauses=pauses), op=Layers(ops), inputs=tuple(inputs))  # type: ignore[arg-type]
+
+
+CASES = [
+    case("one_layer", [(8, 12, 10, 4)], pe=4, simd=4, lanes=2),
+    case("ragged", [(8, 7, 5, 4), (6, 9, 11, 3), (12, 17, 3, 4)], pe=3, simd=4, seed=1, pauses=True),
+    case("packed", [(16, 32, 30, 8), (8, 24, 24, 8)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=2),
+    case("minus_eight", [(8, 16, 12, 8), (8, 16, 7, 4)], pe=6, simd=4, multiplier="packed27", seed=3, low=-8, slots=(1, 1)),
+    case("narrow_bus", [(8, 16, 12, 8), (8, 8, 8, 8)], pe=4, simd=4, multiplier="mult18x18d", seed=4, data_bits=64),
+    case("one_fold", [(4, 8, 3, 4), (4, 5, 4, 2)], pe=4, simd=8, lanes=2, seed=5),
+]
+
+
+@pytest.mark.rtl
+def test_every_layer_is_golden(tmp_path: Path) -> None:
+    run_cases(CASES, tmp_path)
