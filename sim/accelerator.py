@@ -14,7 +14,7 @@ import numpy as np
 
 from hw.params import Lanes
 from sim.beats import beat_bytes, pack, unpack
-from sim.harness import StreamPort, build
+from sim.harness import MemoryPort, StreamPort, build
 from sw.compiler import load_design, load_model
 from sw.errors import DeviceError
 from sw.golden import check_images
@@ -32,20 +32,49 @@ class Stalls:
     p_ready: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryModel:
+    """External memory: cycles from a command to its first word, words a cycle over all ports, chance per cycle that a word is given or taken."""
+
+    latency: int = 100
+    words_a_cycle: float = 1.0
+    p_valid: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A watched stream: its number, beats, map; ``order``: (pixels of a tile, folds, PE) where beats come tile by tile and fold by fold."""
+
+    index: int
+    lanes: Lanes
+    shape: tuple[int, int, int]
+    beats: int
+    order: tuple[int, int, int] | None = None
+
+    @staticmethod
+    def of(index: int, entry: dict[str, Any]) -> Probe:
+        order = entry.get("order")
+        return Probe(
+            index=index, lanes=_lanes(entry), shape=tuple(entry["shape"]), beats=entry["beats"],
+            order=(order["tile"], order["folds"], order["pe"]) if order else None,
+        )  # fmt: skip
+
+
 class VerilatorAccelerator(Accelerator):
     """Simulates every cycle of a compiled accelerator; all streams between units can be read.
 
     ``folder`` is what ``compile`` wrote. The C++ build is cached by the content of the Verilog.
     """
 
-    def __init__(self, folder: Path, stalls: Stalls = Stalls(), watchdog: int = 200_000) -> None:
+    def __init__(self, folder: Path, stalls: Stalls = Stalls(), watchdog: int = 200_000, memory: MemoryModel = MemoryModel()) -> None:
         self.folder = folder
-        self.stalls, self.watchdog = stalls, watchdog
+        self.stalls, self.watchdog, self.memory = stalls, watchdog, memory
         self.design = load_design(folder)
         self.graph: Graph = load_model(folder)
         self.image = self._port(self.design["input"])
         self.outputs = [self._port(o) for o in self.design["outputs"]]
-        self.probes = {p["tensor"]: (k, _lanes(p), tuple(p["shape"])) for k, p in enumerate(self.design["probes"])}
+        self.probes = {p["tensor"]: Probe.of(k, p) for k, p in enumerate(self.design["probes"])}
+        self.memories = [MemoryPort(**{k: v for k, v in m.items() if k not in ("bytes", "filled")}) for m in self.design["memories"]]
         self._program: Path | None = None
 
     def _port(self, entry: dict[str, Any]) -> StreamPort:
@@ -58,8 +87,8 @@ class VerilatorAccelerator(Accelerator):
         """The harness, built when first asked for."""
         if self._program is None:
             verilog = (self.folder / "accelerator_sim.v").read_text()
-            probes = [lanes for _, lanes, _ in self.probes.values()]
-            self._program = build(verilog, "accelerator", self.image, self.outputs, probes)
+            probes = [p.lanes for p in self.probes.values()]
+            self._program = build(verilog, "accelerator", self.image, self.outputs, probes, self.memories)
         return self._program
 
     def run(self, images: Array, keep: Collection[str] = (), progress: Progress | None = None) -> Result:
@@ -86,6 +115,7 @@ class VerilatorAccelerator(Accelerator):
         (work / "image.bin").write_bytes(pack(images, self.image.lanes).tobytes())
         frames, s = len(images), self.stalls
         command = [self.program, work / "image.bin", work, frames, s.seed, s.p_valid, s.p_ready, self.watchdog, int(record)]
+        command += [self.folder / "memory.bin", self.memory.latency, self.memory.words_a_cycle, self.memory.p_valid]
         with subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             said = []
@@ -111,8 +141,7 @@ class VerilatorAccelerator(Accelerator):
         for line in (work / "stats.txt").read_text().splitlines():
             if line.startswith("probe "):
                 k, got, _, valid, ready = map(int, line.split()[1:])
-                _, lanes, (height, width, channels) = self.probes[names[k]]
-                want = height * width * lanes.beats(channels) * frames
+                want = self.probes[names[k]].beats * frames
                 if got < want:
                     states[names[k]] = "waits for its reader" if valid and not ready else "nothing offered" if not valid else "moving"
                     lines.append(f"  {names[k]}: {got} of {want} beats, {states[names[k]]}")
@@ -126,11 +155,11 @@ class VerilatorAccelerator(Accelerator):
             if tensor in self.graph.inputs:
                 tensors[tensor] = images
                 continue
-            k, lanes, shape = self.probes[tensor]
-            tensors[tensor] = _tensor(work / f"{k}.bin", lanes, shape, frames)
+            probe = self.probes[tensor]
+            tensors[tensor] = _tensor(work / f"{probe.index}.bin", probe, frames)
         outputs = {}
         for k, entry in enumerate(self.design["outputs"]):
-            outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", self.outputs[k].lanes, tuple(entry["shape"]), frames)
+            outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", Probe.of(k, entry), frames)
         return Result(outputs={t: outputs[t] for t in self.graph.outputs}, tensors=tensors, cycles=_cycles(work, frames))
 
 
@@ -172,15 +201,21 @@ def _lanes(entry: dict[str, Any]) -> Lanes:
     return Lanes(lanes=entry["lanes"], bits=entry["bits"], signed=entry["signed"])
 
 
-def _tensor(path: Path, lanes: Lanes, shape: tuple[int, ...], frames: int) -> Array:
-    height, width, channels = shape
+def _tensor(path: Path, probe: Probe, frames: int) -> Array:
+    lanes, (height, width, channels) = probe.lanes, probe.shape
     raw = np.fromfile(path, np.uint8).reshape(-1, beat_bytes(lanes))
-    want = frames * height * width * lanes.beats(channels)
-    if len(raw) < want:
-        raise DeviceError(f"{path.name}: {len(raw)} beats of {want} were recorded")
-    per_frame = want // frames  # frame by frame keeps the unpacked bits small
-    parts = [unpack(raw[k * per_frame : (k + 1) * per_frame], lanes, channels) for k in range(frames)]
-    return np.stack([p.reshape(height, width, channels) for p in parts])
+    if len(raw) < frames * probe.beats:
+        raise DeviceError(f"{path.name}: {len(raw)} beats of {frames * probe.beats} were recorded")
+    parts = []
+    for k in range(frames):  # frame by frame keeps the unpacked bits small
+        beats = raw[k * probe.beats : (k + 1) * probe.beats]
+        if probe.order is None:
+            parts.append(unpack(beats, lanes, channels).reshape(height, width, channels))
+            continue
+        tile, folds, pe = probe.order
+        values = unpack(beats, lanes, lanes.lanes).reshape(-1, folds, tile, pe)
+        parts.append(values.transpose(0, 2, 1, 3).reshape(height, width, folds * pe)[..., :channels])
+    return np.stack(parts)
 
 
 def _cycles(work: Path, frames: int) -> list[tuple[int, int]]:

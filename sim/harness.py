@@ -29,6 +29,17 @@ class StreamPort:
     beats: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryPort:
+    """A port to external memory (hw/lib/memory.py): ``kind`` read or write, its region's first byte in the memory."""
+
+    port: str
+    kind: str
+    address_bits: int
+    data_bits: int
+    base: int
+
+
 def _pointer(expression: str, width: int) -> str:
     size = next((n for n in (1, 2, 4, 8) if width <= 8 * n), -(-width // 32) * 4)
     words = -(-width // 32) * 4
@@ -43,7 +54,17 @@ def _word(name: str, count: int) -> str:
     return f"top.{name}[word]"
 
 
-def ports_header(image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[Lanes]) -> str:
+def _memory(port: MemoryPort) -> str:
+    def name(part: str) -> str:
+        return "top." + f"{port.port}__{part}".replace("__", "___05F")
+
+    command, data = _pointer(name("command__payload"), port.address_bits + 16), _pointer(name("data__payload"), port.data_bits)
+    done = f"&{name('done')}" if port.kind == "write" else "nullptr"
+    flags = ", ".join(f"&{name(f'{stream}__{flag}')}" for stream in ("command", "data") for flag in ("valid", "ready"))
+    return f"Memory{{{command}, {data}, {flags}, {done}, {port.address_bits}, {port.base}}}"
+
+
+def ports_header(image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[Lanes], memories: Sequence[MemoryPort]) -> str:
     """The C++ header that tells main.cpp where the streams are."""
     stream = "Stream{{{payload}, &top.{name}valid, &top.{name}ready, {beats}}}"
 
@@ -57,6 +78,7 @@ def ports_header(image: StreamPort, outputs: Sequence[StreamPort], probes: Seque
 #include "Top.h"
 struct Payload {{ uint8_t* data; size_t bytes, port_bytes; }};
 struct Stream {{ Payload payload; CData* valid; CData* ready; uint64_t beats; }};
+struct Memory {{ Payload command, data; CData *command_valid, *command_ready, *data_valid, *data_ready, *done; int address_bits; uint64_t base; }};
 constexpr int PROBES = {len(probes)}, OUTPUTS = {len(outputs)};
 constexpr uint64_t IN_BEATS = {image.beats};
 struct Ports {{
@@ -64,22 +86,24 @@ struct Ports {{
     Stream input;
     std::vector<Stream> output;
     std::vector<Payload> probe;
+    std::vector<Memory> memory;
     explicit Ports(Top& top)
-        : top(top), input({entry(image)}), output{{{", ".join(map(entry, outputs))}}}, probe{{{watched}}} {{}}
+        : top(top), input({entry(image)}), output{{{", ".join(map(entry, outputs))}}}, probe{{{watched}}}, memory{{{", ".join(map(_memory, memories))}}} {{}}
     uint32_t probe_valid(int word) const {{ return (void)word, {valid}; }}
     uint32_t probe_ready(int word) const {{ return (void)word, {ready}; }}
 }};
 """
 
 
-def build(verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[Lanes]) -> Path:
+def build(verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[Lanes], memories: Sequence[MemoryPort] = ()) -> Path:
     """The program for this Verilog, from the cache if the same text was built before. DeviceError if Verilator refuses it."""
-    header = ports_header(image, outputs, probes)
+    header = ports_header(image, outputs, probes, memories)
 
     def make(folder: Path) -> None:
         (folder / "top.v").write_text(verilog)
         (folder / "ports.h").write_text(header)
         (folder / "main.cpp").write_bytes(MAIN.read_bytes())
+        (folder / "memory.h").write_bytes(MAIN.with_name("memory.h").read_bytes())
         root = verilator_root()
         command = [str(root / "bin" / "verilator"), *FLAGS, "--top-module", top, "-MAKEFLAGS", MAKE, "--Mdir", "obj"]
         command += ["-CFLAGS", "-I..", "-o", "accelerator", "top.v", "main.cpp"]
@@ -91,7 +115,7 @@ def build(verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPor
         for left in (folder / "obj").iterdir():
             left.unlink()  # objects and generated C++ are large and never used again
 
-    key: list[str | bytes] = ["harness", version("verilator"), " ".join(FLAGS), MAKE, MAIN.read_bytes(), header, verilog]
+    key: list[str | bytes] = ["harness", version("verilator"), " ".join(FLAGS), MAKE, MAIN.read_bytes(), MAIN.with_name("memory.h").read_bytes(), header, verilog]
     return cached_build(key, make) / "accelerator"
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 import hw
 import sw
 from hw.params import Lanes, Multiplier
+from hw.units.engine import EngineUnit
 from hw.verilog import convert
 from sw import axi as edges
 from sw import estimate
-from sw.engine import ENGINE, EnginePlan
+from sw.engine import ENGINE, members
 from sw.errors import CompileError
 from sw.files import new_folder
-from sw.folding.fold import Fold, choose, cycles, read_pins
+from sw.folding.fold import Fold, choose, cycles, read_engine, read_pins
 from sw.folding.schedule import size_fifos
 from sw.folding.search import search
 from sw.frontends import qonnx
@@ -64,11 +65,13 @@ def compile(
     step("reading the model")
     graph = load_graph(model)
     step("choosing foldings")
-    pins = read_pins(folding) if folding else None
-    choice = None if device is None else search(graph, target_of(device), target=target_cycles, multiplier=multiplier, pins=pins, step=step)
-    folds = choose(graph, target_cycles, pins, multiplier or "inferred") if choice is None else choice.folds
+    pins, engine = (read_pins(folding), read_engine(folding)) if folding else (None, None)
+    choice = None
+    if device is not None:
+        choice = search(graph, target_of(device), target=target_cycles, multiplier=multiplier, pins=pins, engine=engine, step=step)
+    folds = choose(graph, target_cycles, pins, multiplier or "inferred", engine) if choice is None else choice.folds
     step("building units")
-    design = lower(graph, folds)
+    design = lower(graph, folds, engine)
     step("sizing FIFOs")
     design.links = size_fifos(design)
     record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
@@ -85,7 +88,9 @@ def compile(
             wrapped = edges.wrap(design)
             (folder / "accelerator_axi.v").write_text(convert(wrapped, name="accelerator_axi"))
             (folder / "axi.json").write_text(json.dumps(edges.describe(wrapped), indent=1))
-        (folder / "folding.json").write_text(json.dumps({n: vars(f) for n, f in folds.items()}, indent=1))
+        own = {n.name: vars(folds[n.name]) for n in design.nodes.values()}
+        (folder / "folding.json").write_text(json.dumps(own | ({"engine": engine.record()} if engine else {}), indent=1))
+        (folder / "memory.bin").write_bytes(design.memory_image())
         (folder / "design.json").write_text(json.dumps(record, indent=1))
     return record
 
@@ -122,12 +127,15 @@ def describe(design: Design) -> dict[str, Any]:
     """Everything about a design that later steps read, ready for JSON."""
     graph = design.graph
     (image,) = graph.inputs
-    total, areas = estimate.network(graph, dict(design.folds), [(k.source.lanes.width, k.depth) for k in design.links if k.depth])
+    fifos = [(k.source.lanes.width, k.depth) for k in design.links if k.depth]
+    total, areas = estimate.network(graph, dict(design.folds), fifos, design.engine)
     return {
         "input": _stream("image", image, graph, design.inputs["image"].lanes),
         "outputs": [_stream(identifier(t), t, graph, design.ports[t].lanes) for t in graph.outputs],
-        "probes": [_stream("", t, graph, p.lanes) for t, p in design.probes.items()],
+        "probes": [_stream("", t, graph, p.lanes) | design.order(t) for t, p in design.probes.items()],
+        "memories": design.memory_ports(),
         "nodes": [_node(design, name, areas[design.nodes[name].name]) for name in design.nodes],
+        "engine": _engine(design, areas) if design.engine and design.engine.places else None,
         "fifos": [{"link": k.name, "depth": k.depth, "bits": k.depth * k.source.lanes.width} for k in design.links if k.depth],
         "multiplications": graph.multiplications(),
         "multipliers": sum(u.multipliers for u in design.units.values()),
@@ -139,9 +147,23 @@ def describe(design: Design) -> dict[str, Any]:
     }
 
 
+def _engine(design: Design, areas: Mapping[str, estimate.Area]) -> dict[str, Any]:
+    """The shared engine: its plan, its cycles, what it reads."""
+    assert design.engine is not None
+    unit = design.units[ENGINE]
+    assert isinstance(unit, EngineUnit)
+    layers = members(design.graph, design.engine)
+    useful = sum(conv.op.multiplications(*design.graph.types(conv.inputs)) for conv, _ in layers.values())
+    return design.engine.record() | {
+        "cycles": unit.frame_cycles, "multipliers": unit.multipliers, "multiplications": useful, "area": areas[ENGINE].record(),
+        "words_a_frame": unit.frame_words, "region_bytes": unit.region_bytes,
+    }  # fmt: skip
+
+
 def _stream(port: str, tensor: str, graph: Graph, beats: Lanes) -> dict[str, Any]:
     shape = graph.tensors[tensor].type.shape
-    return {"port": port, "tensor": tensor, "shape": shape, "lanes": beats.lanes, "bits": beats.bits, "signed": beats.signed}
+    count = shape[0] * shape[1] * beats.beats(shape[2])
+    return {"port": port, "tensor": tensor, "shape": shape, "lanes": beats.lanes, "bits": beats.bits, "signed": beats.signed, "beats": count}
 
 
 def weight_bytes(graph: Graph) -> int:

@@ -101,3 +101,12 @@ def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
         return EngineUnit(layers=layers, pe=plan.pe, lanes=plan.lanes, multiplier=plan.multiplier, data_bits=plan.data_bits)
     except ValueError as error:
         raise CompileError(f"the engine cannot be built: {error}") from None
+
+
+def cycles(graph: Graph, plan: EnginePlan) -> int:
+    """Cycles a frame that all jobs take: the engine's ``frame_cycles``, without building it."""
+    total = 0
+    for conv, _ in members(graph, plan).values():
+        x, out = graph.tensors[conv.inputs[0]].type, graph.tensors[conv.outputs[0]].type
+        total += x.pixels * -(-out.channels // plan.pe) * max(-(-x.channels // plan.simd), plan.pe // plan.lanes)
+    return total

@@ -13,7 +13,8 @@ from typing import Any
 
 from hw.lib.packing import signed_bits
 from hw.params import Multiplier, RomKind
-from sw.folding.fold import Fold, beats, multipliers, weight_range
+from sw.engine import ENGINE, EnginePlan, members, on_engine
+from sw.folding.fold import Fold, beats, multipliers, packed, weight_range
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Multiply, Requant, Table, TensorType, Upsample
 
@@ -102,6 +103,25 @@ def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Ar
     return pipeline + Area(lut=word if isinstance(op, Concat) else 0)
 
 
+def engine(graph: Graph, plan: EnginePlan) -> Area:
+    """The shared engine: core, pools in front and behind, slabs of weights, requantizers."""
+    layers = members(graph, plan)
+    products, rows, front, behind, convs = plan.pe * plan.simd, 0, 0, 0, []
+    for name, (conv, after) in layers.items():
+        x, y, place = graph.tensors[conv.inputs[0]].type, graph.tensors[after.outputs[0]].type, plan.places[name]
+        rows = max(rows, beats(x.channels, plan.simd))
+        front += place.tile * place.in_slots * beats(x.channels, plan.simd)
+        behind += place.tile * place.out_slots * beats(y.channels, plan.simd)
+        convs.append(conv)
+    lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
+    worst = min(packed(c, TensorType(height=1, width=1, channels=1, bits=8, signed=False), lanes) for c in convs)
+    core = Area(lut=round(products * LUT_A_PRODUCT[plan.multiplier]) + 2 * 24 * plan.pe, ff=2 * products * 8, dsp=-(-plan.pe // worst) * plan.simd)
+    pools = memory(8 * plan.simd, front) + memory(8 * plan.simd, behind) + memory(products * 4, 2 * rows)
+    # Each stream: its counters and its share of the multiplexer in front; a register behind.
+    streams = Area(lut=len(layers) * (40 + 3 * plan.simd), ff=len(layers) * (40 + 8 * plan.simd))
+    return core + pools + streams + Area(lut=400 + 260 * plan.lanes, ff=500 + 24 * plan.pe, dsp=plan.lanes)
+
+
 def _weight_bits(op: Any) -> int:
     return signed_bits(weight_range(op))
 
@@ -110,9 +130,15 @@ def _ring(rows: int, x: TensorType, fold: Fold) -> Area:
     return memory(fold.lanes_in * x.bits, rows * x.width * beats(x.channels, fold.lanes_in))
 
 
-def network(graph: Graph, folds: dict[str, Fold], fifos: list[tuple[int, int]]) -> tuple[Area, dict[str, Area]]:
+def network(
+    graph: Graph, folds: dict[str, Fold], fifos: list[tuple[int, int]], plan: EnginePlan | None = None
+) -> tuple[Area, dict[str, Area]]:
     """(total with the FIFOs of the given (width, depth), area of each node)."""
-    nodes = {n.name: area(n, graph.types(n.inputs), graph.tensors[n.outputs[0]].type, folds[n.name]) for n in graph.nodes}
+    shared = on_engine(graph, plan)
+    alone = [n for n in graph.nodes if n.name not in shared]
+    nodes = {n.name: area(n, graph.types(n.inputs), graph.tensors[n.outputs[0]].type, folds[n.name]) for n in alone}
+    if plan and shared:
+        nodes[ENGINE] = engine(graph, plan)
     total = Area()
     for part in nodes.values():
         total += part

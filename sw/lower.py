@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hw.lib.fork import Fork
+from hw.lib.memory import ReadPort
 from hw.lib.regroup import Regroup
 from hw.params import Lanes
 from hw.top import Accelerator, Link, Port
@@ -18,6 +19,7 @@ from hw.units.concat import ConcatUnit
 from hw.units.conv import ConvUnit
 from hw.units.deform import DeformUnit
 from hw.units.depthwise import DepthwiseUnit
+from hw.units.engine import EngineUnit
 from hw.units.global_average_pool import GlobalAveragePoolUnit
 from hw.units.image import ImageUnit
 from hw.units.max_pool import MaxPoolUnit
@@ -178,6 +180,39 @@ class Design:
     def probes(self) -> dict[str, Port]:
         """Tensors that a unit writes, and the port that carries each."""
         return {t: p for t, p in self.ports.items() if t not in self.graph.inputs}
+
+    def order(self, tensor: str) -> dict[str, Any]:
+        """How the beats of a watched stream are ordered if not pixel by pixel: the engine's sums come tile by tile, in it fold by fold."""
+        port = self.ports[tensor]
+        if port.unit != ENGINE or not port.port.startswith("acc"):
+            return {}
+        unit, layer = self.units[ENGINE], int(port.port[3:])
+        assert isinstance(unit, EngineUnit)
+        k = unit.layers[layer]
+        folds = k.folds(unit.pe)
+        return {"beats": k.pixels * folds * unit.pe // unit.lanes, "order": {"tile": k.tile, "folds": folds, "pe": unit.pe}}
+
+    def memory_ports(self) -> list[dict[str, Any]]:
+        """The accelerator's ports to external memory and the region of each, in bytes from the start of :meth:`memory_image`."""
+        found, base = [], 0
+        for name, (unit, port) in self.memories.items():
+            made: Any = self.units[unit]
+            signature = made.signature.members[port].signature
+            found.append({
+                "port": name, "kind": "read" if isinstance(signature, ReadPort) else "write", "address_bits": signature.address_bits,
+                "data_bits": signature.data_bits, "base": base, "bytes": made.region_bytes, "filled": hasattr(made, "image"),
+            })  # fmt: skip
+            base += -(-made.region_bytes // 4096) * 4096
+        return found
+
+    def memory_image(self) -> bytes:
+        """What lies in external memory before the first frame."""
+        image = bytearray()
+        for entry, (unit, _) in zip(self.memory_ports(), self.memories.values(), strict=True):
+            made: Any = self.units[unit]
+            image += bytes(entry["base"] - len(image))
+            image += made.image() if entry["filled"] else bytes(entry["bytes"])
+        return bytes(image)
 
     def accelerator(self, *, probes: bool = False) -> Accelerator:
         """The component, with or without the ports that the simulation watches."""

@@ -1,11 +1,13 @@
 // Runs frames back to back through a Verilated accelerator and records every watched stream.
 //
 // The generated header ports.h names the top class and lists its streams; this file knows nothing of any network.
-// Usage: accelerator IMAGE_BEATS OUT_FOLDER FRAMES SEED P_VALID P_READY WATCHDOG RECORD
+// Usage: accelerator IMAGE_BEATS OUT_FOLDER FRAMES SEED P_VALID P_READY WATCHDOG RECORD MEMORY LATENCY WORDS P_MEMORY
 //   IMAGE_BEATS  the input's beats of all frames, one after the other
 //   P_VALID, P_READY  chance per cycle that the source offers and that the sinks take, 0..1; 1 is full rate
 //   WATCHDOG     cycles without any transfer after which the run is given up
 //   RECORD       1: write every watched stream to OUT_FOLDER/<index>.bin; 0: outputs only
+//   MEMORY       what lies in external memory; LATENCY cycles to a command's first word, WORDS a cycle over all ports, P_MEMORY the chance
+//                per cycle that a port gives or takes a word
 // Writes OUT_FOLDER/stats.txt. Exit status: 0 done, 3 no progress (the state of every stream is on standard error).
 #include <cstdint>
 #include <cstdio>
@@ -14,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "memory.h"
 #include "ports.h"
 #include "verilated.h"
 
@@ -78,8 +81,8 @@ std::vector<uint8_t> read_all(const char* path) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 9) {
-        fprintf(stderr, "usage: %s IMAGE_BEATS OUT_FOLDER FRAMES SEED P_VALID P_READY WATCHDOG RECORD\n", argv[0]);
+    if (argc != 13) {
+        fprintf(stderr, "usage: %s IMAGE_BEATS OUT_FOLDER FRAMES SEED P_VALID P_READY WATCHDOG RECORD MEMORY LATENCY WORDS P_MEMORY\n", argv[0]);
         return 2;
     }
     const std::vector<uint8_t> image = read_all(argv[1]);
@@ -93,6 +96,7 @@ int main(int argc, char** argv) {
     VerilatedContext context;
     Top top(&context);
     Ports ports(top);
+    ExternalMemory memory(read_all(argv[9]), ports.memory.size(), strtoull(argv[10], nullptr, 10), atof(argv[11]), atof(argv[12]));
     std::vector<Recorder> probes(PROBES), outputs(OUTPUTS);
     for (int k = 0; k < PROBES; ++k) {
         probes[k].payload = ports.probe[k].data, probes[k].bytes = ports.probe[k].bytes, probes[k].port_bytes = ports.probe[k].port_bytes;
@@ -120,8 +124,9 @@ int main(int argc, char** argv) {
         }
         *ports.input.valid = offering;
         for (int k = 0; k < OUTPUTS; ++k) *ports.output[k].ready = random.chance(p_ready);
+        memory.offer(ports, random, cycle);
         top.eval();
-        bool moved = false;
+        bool moved = memory.settle(ports, cycle);
         if (offering && *ports.input.ready) {
             if (sent % IN_BEATS == 0) frame_start.push_back(cycle);
             ++sent, offering = false, moved = true;
@@ -157,6 +162,7 @@ int main(int argc, char** argv) {
         perror("stats.txt");
         return 4;
     }
+    for (size_t k = 0; k < memory.states.size(); ++k) fprintf(stats, "memory %zu %lu\n", k, (unsigned long)memory.states[k].words);
     fprintf(stats, "cycles %lu\nsent %lu\n", (unsigned long)cycle, (unsigned long)sent);
     for (uint64_t c : frame_start) fprintf(stats, "start %lu\n", (unsigned long)c);
     for (int k = 0; k < OUTPUTS; ++k)

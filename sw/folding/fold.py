@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -12,6 +12,7 @@ from typing import Any
 from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
 from hw.params import Multiplier, Range, RomKind
+from sw.engine import EnginePlan, on_engine
 from sw.errors import CompileError
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Requant, Split, TensorType
@@ -60,10 +61,15 @@ def _widths(channels: int) -> list[int]:
     return sorted({-(-channels // n) for n in range(1, channels + 1)})
 
 
-def floor_cycles(graph: Graph) -> int:
-    """The interval that no folding can beat: every unit at its widest."""
+def shared_folds(graph: Graph, engine: EnginePlan | None) -> dict[str, Fold]:
+    """The folds of the nodes that the engine computes: its lanes, so that what follows knows the beats that come."""
+    return {name: Fold(lanes_in=engine.simd, lanes_out=engine.simd) for name in on_engine(graph, engine)} if engine else {}
+
+
+def floor_cycles(graph: Graph, shared: Container[str] = ()) -> int:
+    """The interval that no folding can beat: every unit at its widest, but for the ``shared`` nodes."""
     slowest = graph.tensors[graph.inputs[0]].type.pixels
-    for node in graph.nodes:
+    for node in (n for n in graph.nodes if n.name not in shared):
         types = graph.types(node.inputs)
         widest = _widest(node, types, [t.type for t in (graph.tensors[o] for o in node.outputs)])
         slowest = max(slowest, cycles(node, types, widest))
@@ -84,17 +90,24 @@ def _common(node: Node, types: list[TensorType]) -> int:
 
 
 def choose(
-    graph: Graph, target: int | None = None, pins: Mapping[str, Fold] | None = None, multiplier: Multiplier = "inferred"
+    graph: Graph,
+    target: int | None = None,
+    pins: Mapping[str, Fold] | None = None,
+    multiplier: Multiplier = "inferred",
+    engine: EnginePlan | None = None,
 ) -> dict[str, Fold]:
     """A fold for every node such that none takes more than ``target`` cycles a frame (None: as fast as any folding can be).
 
     Each node gets the fewest multipliers that meet the target, convolutions those of kind ``multiplier``. ``pins`` overrides
-    nodes by name. CompileError if the target cannot be met, or a pin does not fit its node.
+    nodes by name; nodes that the ``engine`` computes have its lanes. CompileError if the target cannot be met, or a pin does not fit its node.
     """
     pins = dict(pins or {})
-    target = floor_cycles(graph) if target is None else target
-    result: dict[str, Fold] = {}
+    shared = shared_folds(graph, engine)
+    target = floor_cycles(graph, shared) if target is None else target
+    result: dict[str, Fold] = dict(shared)
     for node in graph.nodes:
+        if node.name in shared:
+            continue
         types = graph.types(node.inputs)
         out = graph.tensors[node.outputs[0]].type
         before = graph.producer(node.inputs[0])
@@ -105,7 +118,7 @@ def choose(
         tried = sorted(options(node, types, out, arriving, multiplier), key=lambda f: _cost(node, types[0], f))
         fitting = [f for f in tried if cycles(node, types, f) <= target]
         if not fitting:
-            raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph)}")
+            raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph, shared)}")
         result[node.name] = fitting[0]
     if pins:
         raise CompileError(f"the folding file pins {', '.join(sorted(pins))}, which the network does not have")
@@ -179,13 +192,20 @@ def _checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -
 
 
 def read_pins(path: Path) -> dict[str, Fold]:
-    """Pins from a JSON file: {"node": {"lanes_in": 4, "lanes_out": 8}}; a depthwise node may have "taps", too."""
+    """Pins from a JSON file: {"node": {"lanes_in": 4, "lanes_out": 8}}, and any other field of :class:`Fold`.
+
+    The key "engine" is left to :func:`read_engine`. The ``folding.json`` of a compiled design is such a file.
+    """
     try:
-        table = json.loads(path.read_text())
-        return {
-            str(k): Fold(lanes_in=int(v["lanes_in"]), lanes_out=int(v["lanes_out"]), taps=int(v.get("taps", 1))) for k, v in table.items()
-        }
+        return {str(k): Fold(**v) for k, v in json.loads(path.read_text()).items() if k != "engine"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CompileError(f'{path}: not a folding file ({error}); wanted: {{"node": {{"lanes_in": 4, "lanes_out": 8}}}}') from None
 
 
+def read_engine(path: Path) -> EnginePlan | None:
+    """The plan of the shared engine in a folding file, under "engine"; None if it has none."""
+    try:
+        table = json.loads(path.read_text())
+        return EnginePlan.of(table["engine"]) if "engine" in table else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompileError(f"{path}: the engine's plan cannot be read ({error}); wanted: the fields of EnginePlan (sw/engine.py)") from None

@@ -18,9 +18,11 @@ import numpy.typing as npt
 
 from hw.params import Multiplier, RomKind
 from sw import estimate
+from sw.engine import ENGINE, EnginePlan
+from sw.engine import cycles as engine_cycles
 from sw.errors import CompileError
 from sw.estimate import Area
-from sw.folding.fold import Fold, cycles, floor_cycles, options
+from sw.folding.fold import Fold, cycles, floor_cycles, options, shared_folds
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split
 from sw.targets import Device
@@ -66,8 +68,14 @@ def shares_of(area: Area, device: Device) -> Shares:
 class Search:
     """The options of a graph's nodes and their areas, computed once each."""
 
-    def __init__(self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold]) -> None:
-        self.graph, self.device, self.multiplier, self.pins = graph, device, multiplier, dict(pins)
+    def __init__(
+        self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold], engine: EnginePlan | None = None
+    ) -> None:
+        self.graph, self.device, self.multiplier = graph, device, multiplier
+        self.shared = shared_folds(graph, engine)
+        self.pins = {n: f for n, f in pins.items() if n not in self.shared}
+        self.engine_area = estimate.engine(graph, engine) if engine and engine.places else Area()
+        self.engine_cycles = engine_cycles(graph, engine) if engine and engine.places else 0
         if unknown := sorted(set(pins) - {n.name for n in graph.nodes}):
             raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
         self.area, self.tried = cache(self._area), cache(self._tried)
@@ -96,8 +104,10 @@ class Search:
 
     def at(self, target: int, prices: Shares) -> dict[str, Fold] | None:
         """The cheapest option of every node; None if one has none."""
-        result: dict[str, Fold] = {}
+        result: dict[str, Fold] = dict(self.shared)
         for index, node in enumerate(self.graph.nodes):
+            if node.name in self.shared:
+                continue
             before = self.graph.producer(node.inputs[0])
             arriving = result[before.name].lanes_out if before is not None else self.graph.types(node.inputs)[0].channels
             tried = self.tried(index, 0 if self.wide(node) else arriving)
@@ -109,10 +119,11 @@ class Search:
         return result
 
     def total(self, folds: Mapping[str, Fold]) -> Area:
-        """Area of all nodes."""
-        result = Area()
+        """Area of all nodes and of the engine."""
+        result = self.engine_area
         for index, node in enumerate(self.graph.nodes):
-            result += self.area(index, folds[node.name])
+            if node.name not in self.shared:
+                result += self.area(index, folds[node.name])
         return result
 
     def best(self, target: int) -> tuple[dict[str, Fold] | None, float, float]:
@@ -140,19 +151,22 @@ def search(
     target: int | None = None,
     multiplier: Multiplier | None = None,
     pins: Mapping[str, Fold] | None = None,
+    engine: EnginePlan | None = None,
     step: Callable[[str], None] = lambda _: None,
 ) -> Choice:
     """The shortest interval that fits ``device`` (``target`` None), or the smallest area at ``target`` cycles a frame.
 
+    ``engine``: the plan of the shared engine, whose nodes and area are settled.
+
     CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate.py).
     """
-    state = Search(graph, device, multiplier or device.multiplier, pins or {})
+    state = Search(graph, device, multiplier or device.multiplier, pins or {}, engine)
     if target is not None:
         folds, share, _ = state.best(target)
         if folds is None:
-            raise CompileError(f"no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph)}")
+            raise CompileError(f"no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph, state.shared)}")
         return _choice(state, folds, 0)
-    low, high = floor_cycles(graph), _slowest(graph)
+    low, high = max(floor_cycles(graph, state.shared), state.engine_cycles), max(_slowest(graph), state.engine_cycles)
     folds, share, bound = state.best(high)
     if folds is None or share > FILL:
         shares = dict(zip(RESOURCES, shares_of(state.total(folds), device).tolist(), strict=True)) if folds else {"everything": math.inf}
@@ -160,7 +174,7 @@ def search(
         used = f"{worst} at {shares[worst]:.0%}, the most is {FILL:.0%}"
         raise CompileError(f"{device.name} is too small even at {high} cycles a frame: {used}")
     too_short = 0
-    best, high = folds, max(cycles(n, graph.types(n.inputs), folds[n.name]) for n in graph.nodes)
+    best, high = folds, max(_times(state, folds).values())
     while high > low * CLOSE:
         middle = round(math.sqrt(low * high))
         step(f"folding: {middle:,} cycles a frame?")
@@ -178,9 +192,15 @@ def _slowest(graph: Graph) -> int:
     return max(cycles(n, graph.types(n.inputs), Fold(lanes_in=1, lanes_out=1)) for n in graph.nodes)
 
 
+def _times(state: Search, folds: Mapping[str, Fold]) -> dict[str, int]:
+    """Cycles a frame of every unit."""
+    nodes = [n for n in state.graph.nodes if n.name not in state.shared]
+    times = {n.name: cycles(n, state.graph.types(n.inputs), folds[n.name]) for n in nodes}
+    return times | ({ENGINE: state.engine_cycles} if state.shared else {})
+
+
 def _choice(state: Search, folds: dict[str, Fold], too_short: int) -> Choice:
-    graph = state.graph
-    times = {n.name: cycles(n, graph.types(n.inputs), folds[n.name]) for n in graph.nodes}
+    times = _times(state, folds)
     area = state.total(folds)
     shares = dict(zip(RESOURCES, shares_of(area, state.device).tolist(), strict=True))
     scarce, slowest = max(shares, key=lambda k: shares[k]), max(times, key=lambda k: times[k])
