@@ -15,6 +15,8 @@ from sw.ops.conv import POINT
 
 #: Name of the engine's unit in a design.
 ENGINE = "engine"
+#: Products that share a multiplier, of 4-bit weights without -8.
+PACKED: dict[str, int] = {"packed27": 3, "dsp48e2": 3, "packed18": 2, "mult18x18d": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +105,22 @@ def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
         raise CompileError(f"the engine cannot be built: {error}") from None
 
 
+def words(plan: EnginePlan, channels: int, outs: int, packed: int) -> int:
+    """Words of the bus that a job reads: a layer's weights, ``packed`` to a multiplier, and parameters, once."""
+    folds, columns = -(-outs // plan.pe), -(-(-(-plan.pe // packed) * packed * plan.simd * 4) // plan.data_bits)
+    return folds * (-(-channels // plan.simd) * columns + -(-plan.pe // (plan.data_bits // 64)))
+
+
+def job_cycles(plan: EnginePlan, channels: int, outs: int, tile: int, packed: int) -> int:
+    """Cycles of a job: its operand sets, or its results' requantization, or its weights, whatever takes longest."""
+    fold = tile * max(-(-channels // plan.simd), -(-plan.pe // plan.lanes))
+    return max(fold * -(-outs // plan.pe), words(plan, channels, outs, packed))
+
+
 def cycles(graph: Graph, plan: EnginePlan) -> int:
     """Cycles a frame that all jobs take: the engine's ``frame_cycles``, without building it."""
     total = 0
-    for conv, _ in members(graph, plan).values():
-        x, out = graph.tensors[conv.inputs[0]].type, graph.tensors[conv.outputs[0]].type
-        total += x.pixels * -(-out.channels // plan.pe) * max(-(-x.channels // plan.simd), plan.pe // plan.lanes)
+    for name, (conv, _) in members(graph, plan).items():
+        x, out, tile = graph.tensors[conv.inputs[0]].type, graph.tensors[conv.outputs[0]].type, plan.places[name].tile
+        total += x.pixels // tile * job_cycles(plan, x.channels, out.channels, tile, PACKED.get(plan.multiplier, 1))
     return total

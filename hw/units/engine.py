@@ -117,9 +117,11 @@ class EngineUnit(Unit):
 
     @property
     def frame_cycles(self) -> int:
-        """All jobs of a frame, one after the other; or their weights, a word a cycle, if those take longer."""
-        computing = sum(k.pixels * k.folds(self.pe) * max(k.beats, self.pe // self.lanes) for k in self.layers)
-        return max(computing, self.frame_words)
+        """All jobs of a frame, one after the other; a job takes its operand sets, or its weights' words if those are more."""
+        total = 0
+        for k, b in zip(self.layers, self.loader.layers, strict=True):
+            total += k.jobs * b.folds * max(k.tile * max(k.beats, self.pe // self.lanes), self.loader.words(b))
+        return total
 
     @property
     def frame_words(self) -> int:

@@ -51,12 +51,27 @@ ENGINE_WAIT = 0.5
 def size_fifos(design: Design) -> list[Link]:
     """The design's links with the depth that each needs."""
     arrivals, reads = simulate(design)
-    return [replace(k, depth=_depth(arrivals[i], reads[i], _joins(design, k))) for i, k in enumerate(design.links)]
+    depths = (_depth(arrivals[i], reads[i], _joins(design, k)) for i, k in enumerate(design.links))
+    return [replace(k, depth=max(depth - _pooled(design, k), 0)) for k, depth in zip(design.links, depths, strict=True)]
 
 
 def _joins(design: Design, link: Link) -> bool:
     """Whether the link ends where branches meet, so that one may wait for the other."""
     return sum(_actor(k.target) == _actor(link.target) for k in design.links) > 1
+
+
+def _pooled(design: Design, link: Link) -> int:
+    """Beats of the link that the engine's pool holds: a tile, which waits there until it is taken."""
+    source = link.source
+    while source.unit != ENGINE:
+        before = [k for k in design.links if k.target.unit == source.unit]
+        if not isinstance(design.units[source.unit], Fork | Regroup) or len(before) != 1:
+            return 0
+        source = before[0].source
+    unit = design.units[ENGINE]
+    assert isinstance(unit, EngineUnit)
+    layer = unit.layers[int(_actor(source)[1])]
+    return layer.out_slots * layer.tile * link.source.lanes.beats(len(layer.weights))
 
 
 def _depth(arrivals: Times, reads: Times, joins: bool) -> int:

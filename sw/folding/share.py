@@ -1,0 +1,91 @@
+"""Plans for the shared engine: which layers, how wide, how many pixels a job."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from hw.params import Multiplier
+from sw.engine import PACKED, EnginePlan, Place, cycles, requant_of, words
+from sw.graph import Graph, Node
+from sw.ops import TensorType
+from sw.targets import Device
+
+#: Most of the target interval that the engine's jobs may fill: what is left covers waiting for tiles.
+LOAD = 0.95
+#: Most of the memory's rate that weights may take.
+SHARE = 0.8
+#: Layers with fewer weights a pixel than this are never worth a place.
+LEAST = 12
+
+
+def worthy(graph: Graph) -> list[Node]:
+    """Layers that may share the engine, those with most weights for each pixel first."""
+
+    def weights_a_pixel(node: Node) -> float:
+        return float(node.op.weights.size) / graph.tensors[node.inputs[0]].type.pixels  # type: ignore[attr-defined]
+
+    found = [n for n in graph.nodes if requant_of(graph, n) is not None and weights_a_pixel(n) >= LEAST and graph.tensors[n.outputs[0]].type.channels > 8]
+    return sorted(found, key=weights_a_pixel, reverse=True)
+
+
+def plans(graph: Graph, device: Device, target: int, multiplier: Multiplier) -> Iterator[EnginePlan]:
+    """Engines for an interval: for ever more of the worthy layers, the least that is fast enough."""
+    nodes = worthy(graph)
+    ends = [k for k in range(2, len(nodes) + 1) if k == len(nodes) or ratio(graph, nodes[k - 1]) > 1.5 * ratio(graph, nodes[k])]
+    for end in ends:
+        found = [p for simd in (8, 16) if (p := fitted(graph, device, nodes[:end], target, simd, multiplier)) is not None]
+        if found:
+            yield min(found, key=lambda p: -(-p.pe // PACKED.get(multiplier, 1)) * p.simd)
+
+
+def ratio(graph: Graph, node: Node) -> float:
+    """Weights a pixel."""
+    return float(node.op.weights.size) / graph.tensors[node.inputs[0]].type.pixels  # type: ignore[attr-defined]
+
+
+def fitted(graph: Graph, device: Device, nodes: Sequence[Node], target: int, simd: int, multiplier: Multiplier) -> EnginePlan | None:
+    """The narrowest engine of that SIMD whose jobs fill at most LOAD of the interval; None if none does, or memory is too slow."""
+    work = sum(n.op.multiplications(*graph.types(n.inputs)) for n in nodes)
+    first = max(work // (simd * target), 1)
+    for pe in range(int(first), 6 * int(first) + 8):
+        lanes = 1 if pe % 2 else 2
+        plan = EnginePlan(pe=pe, simd=simd, lanes=lanes, multiplier=multiplier, data_bits=device.memory_bits)
+        tiled = with_tiles(graph, device, plan, nodes, target)
+        if tiled is None:
+            return None
+        single = replace(tiled, lanes=1)
+        if cycles(graph, single) <= LOAD * target:
+            return single
+        if cycles(graph, tiled) <= LOAD * target:
+            return tiled
+    return None
+
+
+def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[Node], target: int) -> EnginePlan | None:
+    """Pixels a job: as few as memory is fast enough for, more first where a byte of buffer saves most reading."""
+    kinds = {n.name: (graph.tensors[n.inputs[0]].type, graph.tensors[n.outputs[0]].type) for n in nodes}
+    packed = PACKED.get(plan.multiplier, 1)
+    reads = {name: words(plan, x.channels, y.channels, packed) for name, (x, y) in kinds.items()}
+    # A job should not wait for its weights: a row of them is used for as many pixels as it has words.
+    least = -(-(-(-plan.pe // packed) * packed * plan.simd * 4) // plan.data_bits)
+    tiles = {name: _next_tile(x, least) for name, (x, _) in kinds.items()}
+
+    def rate() -> float:
+        return sum(reads[n] * (kinds[n][0].pixels // t) for n, t in tiles.items()) * plan.data_bits / 8 / target
+
+    while rate() > SHARE * device.memory_bytes:
+        grown = {n: _next_tile(kinds[n][0], t + 1) for n, t in tiles.items()}
+        gains = {
+            n: reads[n] * (kinds[n][0].pixels // tiles[n] - kinds[n][0].pixels // t) / ((t - tiles[n]) * (kinds[n][0].channels + kinds[n][1].channels))
+            for n, t in grown.items() if t > tiles[n]
+        }  # fmt: skip
+        if not gains:
+            return None
+        best = max(gains, key=lambda n: gains[n])
+        tiles[best] = grown[best]
+    return replace(plan, places={n.name: Place(tile=tiles[n.name]) for n in nodes})
+
+
+def _next_tile(x: TensorType, least: int) -> int:
+    """The smallest divisor of the map's pixels that is at least ``least``; the map if there is none."""
+    return next((t for t in range(min(least, x.pixels), x.pixels + 1) if x.pixels % t == 0), x.pixels)
