@@ -15,6 +15,8 @@ from sw.ops.conv import POINT
 
 #: Name of the engine's unit in a design.
 ENGINE = "engine"
+#: Share of a round of all other layers' jobs that a tile is taken to wait.
+ENGINE_WAIT = 0.7
 #: Products that share a multiplier, of 4-bit weights without -8.
 PACKED: dict[str, int] = {"packed27": 3, "dsp48e2": 3, "packed18": 2, "mult18x18d": 2}
 

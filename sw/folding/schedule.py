@@ -17,7 +17,7 @@ from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.top import Link, Port
 from hw.units.engine import EngineUnit
-from sw.engine import ENGINE
+from sw.engine import ENGINE, ENGINE_WAIT
 from sw.graph import Node
 from sw.lower import Design
 from sw.ops import (
@@ -44,8 +44,6 @@ from .timing import Sliding, Times, Timing
 
 #: Frames of the schedule: the second meets what the first has left.
 FRAMES = 2
-#: Share of a round of all other layers' jobs that a tile is assumed to wait for the shared engine.
-ENGINE_WAIT = 0.5
 
 
 def size_fifos(design: Design) -> list[Link]:

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 
 from hw.params import Multiplier
-from sw.engine import PACKED, EnginePlan, Place, cycles, requant_of, words
+from sw.engine import ENGINE_WAIT, PACKED, EnginePlan, Place, cycles, job_cycles, requant_of, words
 from sw.graph import Graph, Node
 from sw.ops import TensorType
 from sw.targets import Device
@@ -14,6 +15,10 @@ from sw.targets import Device
 LOAD = 0.95
 #: Most of the memory's rate that weights may take.
 SHARE = 0.8
+#: Share of a tile's period in which it fills up, or is taken.
+FILLING = 1 / 3
+#: Jobs that wait in the engine's queues with their results' places reserved.
+QUEUED = 3
 #: Layers with fewer weights a pixel than this are never worth a place.
 LEAST = 12
 
@@ -83,7 +88,20 @@ def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[N
             return None
         best = max(gains, key=lambda n: gains[n])
         tiles[best] = grown[best]
-    return replace(plan, places={n.name: Place(tile=tiles[n.name]) for n in nodes})
+    return with_slots(plan, kinds, tiles, target)
+
+
+def with_slots(plan: EnginePlan, kinds: dict[str, tuple[TensorType, TensorType]], tiles: dict[str, int], target: int) -> EnginePlan:
+    """How many tiles each layer keeps: as many as come while one waits for a round of the others' jobs, is computed and the next fills up."""
+    packed = PACKED.get(plan.multiplier, 1)
+    jobs = {n: job_cycles(plan, x.channels, y.channels, tiles[n], packed) for n, (x, y) in kinds.items()}
+    places = {}
+    for name, (x, _) in kinds.items():
+        period = target * tiles[name] / x.pixels
+        held = ENGINE_WAIT * (sum(jobs.values()) - jobs[name]) + jobs[name] + FILLING * period
+        left = QUEUED * sum(jobs.values()) / len(jobs) + jobs[name] + FILLING * period
+        places[name] = Place(tile=tiles[name], in_slots=ceil(held / period), out_slots=ceil(left / period))
+    return replace(plan, places=places)
 
 
 def _next_tile(x: TensorType, least: int) -> int:
