@@ -12,9 +12,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.axi_lite import AxiLite, lite_signature
+from hw.lib.axi_master import AxiReader, AxiWriter
 from hw.lib.axi_read import AxiRead, read_signature
 from hw.lib.axi_stream import FrameIn, FrameOut, stream_bits
 from hw.lib.fifo import Fifo
+from hw.lib.memory import ReadPort
 from hw.params import Lanes
 from hw.top import Accelerator
 
@@ -38,9 +40,9 @@ class Register(IntEnum):
     SHORT_FRAMES = 0x18  # read only: TLAST came early, the frame was filled up with zeros
     LONG_FRAMES = 0x1C  # read only: TLAST came late, the rest was dropped
     LAST_WRONG = 0x20  # read only: number (of FRAMES_IN, from 0) of the last such frame
-    READ_ERRORS = 0x24  # read only: error responses of memory
+    READ_ERRORS = 0x24  # read only: error responses of memory, to reads and writes
     CONTROLS = 0x40  # the first control, such as the threshold; 16 at most
-    WEIGHTS = 0x80  # base address of the first weight stream, low word, then high word; 240 at most
+    WEIGHTS = 0x80  # base address of the first region of memory, low word, then high word; 240 at most
 
 
 class Status(IntEnum):
@@ -49,7 +51,7 @@ class Status(IntEnum):
     BUSY = 0  # a frame is inside
     RECEIVING = 1  # a frame has begun and not ended
     DROPPING = 2  # the rest of a long frame is being dropped
-    READING = 3  # weights are being read
+    READING = 3  # memory is being read or written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class AxiAccelerator(wiring.Component):
 
     Parameters
     ----------
-    accelerator: with the input ``image``; every other input is a weight stream
+    accelerator: with the input ``image``; every other input is a weight stream; its ports to memory become masters of their own
     beats: of a frame, for each input and output stream of the accelerator
     address_bits, data_bits, burst, outstanding: of the weights' read masters (:class:`AxiRead`)
 
@@ -77,7 +79,8 @@ class AxiAccelerator(wiring.Component):
     -------
     s_axis_t*: image; a beat as in the accelerator, filled up to whole bytes, TLAST with a frame's last
     m_axis_<output>_t*: results, likewise
-    s_axil_*: registers (:class:`Register`), 32 bits; m_axi_<input>_*: a read master for each weight stream
+    s_axil_*: registers (:class:`Register`), 32 bits; m_axi_<input>_*: a read master for each weight stream; m_axi_<port>_*: a master for
+    each port to memory
     """
 
     def __init__(
@@ -97,8 +100,14 @@ class AxiAccelerator(wiring.Component):
             )
             for n in accelerator.inputs if n != "image"
         }  # fmt: skip
-        if len(accelerator.controls) > 16 or len(self.readers) > 240:
-            raise ValueError(f"at most 16 controls and 240 weight streams, not {len(accelerator.controls)} and {len(self.readers)}")
+        self.masters: dict[str, AxiReader | AxiWriter] = {}
+        for n in accelerator.memories:
+            port = accelerator.signature.members[n].signature
+            kind = AxiReader if isinstance(port, ReadPort) else AxiWriter
+            self.masters[n] = kind(port, address_bits=address_bits, burst=burst, outstanding=outstanding)
+        regions = len(self.readers) + len(self.masters)
+        if len(accelerator.controls) > 16 or regions > 240:
+            raise ValueError(f"at most 16 controls and 240 ports to memory, not {len(accelerator.controls)} and {regions}")
         members: dict[str, Any] = {}
         for prefix, flow, name in [("s_axis", In, "image"), *((f"m_axis_{n}", Out, n) for n in self.outs)]:
             back = Out if flow is In else In
@@ -107,6 +116,8 @@ class AxiAccelerator(wiring.Component):
         members |= {f"s_axil_{n}": member.flip() for n, member in lite_signature(ADDRESS_BITS).members.items()}
         for name in self.readers:
             members |= {f"m_axi_{name}_{n}": member for n, member in read_signature(address_bits, data_bits).members.items()}
+        for name, master in self.masters.items():
+            members |= {f"m_axi_{name}_{n}": member for n, member in master.bus.signature.members.items()}
         super().__init__(members)
 
     @property
@@ -119,7 +130,7 @@ class AxiAccelerator(wiring.Component):
         """Where the registers are, by name in lower case; those of controls and of weights' base addresses under their own names."""
         found = {r.name.lower(): int(r) for r in Register if r not in (Register.CONTROLS, Register.WEIGHTS)}
         found |= {name: Register.CONTROLS + 4 * k for k, name in enumerate(self.accelerator.controls)}
-        return found | {name: Register.WEIGHTS + 8 * k for k, name in enumerate(self.readers)}
+        return found | {name: Register.WEIGHTS + 8 * k for k, name in enumerate([*self.readers, *self.masters])}
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -182,7 +193,8 @@ class AxiAccelerator(wiring.Component):
         m.d.sync += counts[Register.FRAMES_OUT].eq(counts[Register.FRAMES_OUT] + out)
         inside = edge.open | (counts[Register.FRAMES_IN] != counts[Register.FRAMES_OUT])
         m.d.comb += [status[Status.BUSY].eq(inside), status[Status.RECEIVING].eq(edge.open), status[Status.DROPPING].eq(edge.dropping)]
-        m.d.comb += status[Status.READING].eq(~Cat(r.idle for r in self.readers.values()).all() if self.readers else 0)
+        masters = [*self.readers.values(), *self.masters.values()]
+        m.d.comb += status[Status.READING].eq(~Cat(r.idle for r in masters).all() if masters else 0)
         fields = {Register.ID: Field(value=Const(ID, 32)), Register.VERSION: Field(value=Const(VERSION, 32))}
         fields |= {Register.CONTROL: Field(value=control, target=control), Register.STATUS: Field(value=status)}
         return {int(r): f for r, f in fields.items()} | {int(r): Field(value=c) for r, c in counts.items()}
@@ -190,13 +202,17 @@ class AxiAccelerator(wiring.Component):
     def _weights(self, m: Module, fields: dict[int, Field]) -> None:
         errors = Signal(32, name="read_errors")
         fields[Register.READ_ERRORS] = Field(value=errors)
-        with m.If(Cat(r.error for r in self.readers.values()).any() if self.readers else 0):
+        edges: dict[str, Any] = {**self.readers, **self.masters}
+        with m.If(Cat(e.error for e in edges.values()).any() if edges else 0):
             m.d.sync += errors.eq(errors + 1)
-        for k, (name, reader) in enumerate(self.readers.items()):
-            m.submodules[f"{name}_reader"] = reader
-            wiring.connect(m, reader.o, getattr(self.accelerator, name))
-            m.d.comb += reader.start.eq(self.image.began)
-            base = [Signal(32, name=f"{name}_base"), Signal(max(reader.address_bits - 32, 0), name=f"{name}_base_high")]
+        for k, (name, reader) in enumerate(edges.items()):
+            m.submodules[f"{name}_memory"] = reader
+            if name in self.masters:
+                wiring.connect(m, getattr(self.accelerator, name), reader.port)
+            else:
+                wiring.connect(m, reader.o, getattr(self.accelerator, name))
+                m.d.comb += reader.start.eq(self.image.began)
+            base = [Signal(32, name=f"{name}_base"), Signal(max(len(reader.base) - 32, 0), name=f"{name}_base_high")]
             m.d.comb += reader.base.eq(Cat(base))
             for n, half in enumerate(base):
                 fields[Register.WEIGHTS + 8 * k + 4 * n] = Field(value=half, target=half)

@@ -51,8 +51,8 @@ class Accelerator(wiring.Component):
     accelerator, under the given names; ``probes``: unit output ports that the simulation watches; ``controls``: plain input ports of
     units, (unit, port) by name, such as the threshold of the decoder; ``memories``: ports of units to external memory, likewise.
 
-    Members: a stream for each input and output, a port for each control and memory; ``probe_valid`` and ``probe_ready``, one bit for each probe
-    in order; and ``probe<k>``, the payload of probe k. Without probes the three are absent and the hardware is the same.
+    Members: a stream for each input and output, a port for each control and memory; ``probe_valid`` and ``probe_ready``, one bit for each
+    probe in order; and ``probe<k>``, the payload of probe k. Without probes the three are absent and the hardware is the same.
     """
 
     def __init__(

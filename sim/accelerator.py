@@ -34,7 +34,8 @@ class Stalls:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """External memory: cycles from a command to its first word, words a cycle over all ports, chance per cycle that a word is given or taken."""
+    """External memory: cycles from a command to its first word, words a cycle over all ports, chance per cycle that a word is given or
+    taken."""
 
     latency: int = 100
     words_a_cycle: float = 1.0

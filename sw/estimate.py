@@ -115,7 +115,8 @@ def engine(graph: Graph, plan: EnginePlan) -> Area:
         convs.append(conv)
     lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
     worst = min(packed(c, TensorType(height=1, width=1, channels=1, bits=8, signed=False), lanes) for c in convs)
-    core = Area(lut=round(products * LUT_A_PRODUCT[plan.multiplier]) + 2 * 24 * plan.pe, ff=2 * products * 8, dsp=-(-plan.pe // worst) * plan.simd)
+    luts = round(products * LUT_A_PRODUCT[plan.multiplier]) + 2 * 24 * plan.pe
+    core = Area(lut=luts, ff=2 * products * 8, dsp=-(-plan.pe // worst) * plan.simd)
     pools = memory(8 * plan.simd, front) + memory(8 * plan.simd, behind) + memory(products * 4, 2 * rows)
     # Each stream: its counters and its share of the multiplexer in front; a register behind.
     streams = Area(lut=len(layers) * (40 + 3 * plan.simd), ff=len(layers) * (40 + 8 * plan.simd))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hw.engine import EngineUnit
 from hw.lib.fork import Fork
 from hw.lib.memory import ReadPort
 from hw.lib.regroup import Regroup
@@ -19,7 +20,6 @@ from hw.units.concat import ConcatUnit
 from hw.units.conv import ConvUnit
 from hw.units.deform import DeformUnit
 from hw.units.depthwise import DepthwiseUnit
-from hw.units.engine import EngineUnit
 from hw.units.global_average_pool import GlobalAveragePoolUnit
 from hw.units.image import ImageUnit
 from hw.units.max_pool import MaxPoolUnit
@@ -194,24 +194,26 @@ class Design:
 
     def memory_ports(self) -> list[dict[str, Any]]:
         """The accelerator's ports to external memory and the region of each, in bytes from the start of :meth:`memory_image`."""
-        found, base = [], 0
+        found, regions, base = [], dict[str, int](), 0
         for name, (unit, port) in self.memories.items():
             made: Any = self.units[unit]
+            if unit not in regions:  # all ports of a unit share its region
+                regions[unit], base = base, base + -(-made.region_bytes // 4096) * 4096
             signature = made.signature.members[port].signature
             found.append({
                 "port": name, "kind": "read" if isinstance(signature, ReadPort) else "write", "address_bits": signature.address_bits,
-                "data_bits": signature.data_bits, "base": base, "bytes": made.region_bytes, "filled": hasattr(made, "image"),
+                "data_bits": signature.data_bits, "base": regions[unit], "bytes": made.region_bytes, "filled": hasattr(made, "image"),
             })  # fmt: skip
-            base += -(-made.region_bytes // 4096) * 4096
         return found
 
     def memory_image(self) -> bytes:
         """What lies in external memory before the first frame."""
-        image = bytearray()
-        for entry, (unit, _) in zip(self.memory_ports(), self.memories.values(), strict=True):
+        ports = self.memory_ports()
+        image = bytearray(max((p["base"] + p["bytes"] for p in ports), default=0))
+        for entry, (unit, _) in zip(ports, self.memories.values(), strict=True):
             made: Any = self.units[unit]
-            image += bytes(entry["base"] - len(image))
-            image += made.image() if entry["filled"] else bytes(entry["bytes"])
+            if entry["filled"]:
+                image[entry["base"] : entry["base"] + entry["bytes"]] = made.image()
         return bytes(image)
 
     def accelerator(self, *, probes: bool = False) -> Accelerator:

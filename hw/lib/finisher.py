@@ -39,9 +39,9 @@ class Finisher(wiring.Component):
     the last fold has too many are left out. Nothing stalls it; ``take`` is up when the accumulators at ``accs`` are taken, at most every
     PE / lanes cycles. Six cycles from ``take`` to the first byte.
 
-    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`; ``filling``,
-    ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: as of :class:`OutPool`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators
-    with bias as they pass, for the simulation.
+    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`;
+    ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: as of :class:`OutPool`; ``sum``,
+    ``sum_valid``, ``sum_layer``: accumulators with bias as they pass, for the simulation.
     """
 
     def __init__(self, layers: Sequence[Finish], *, pe: int, bits: int, lanes: int, shift: int, data_bits: int, out: Any) -> None:

@@ -142,7 +142,8 @@ class OutPool(Pool):
     """One memory to streams: tiles are written in any order of their bytes and leave word by word.
 
     ``reserve`` promises a slot of a stream that has ``room``; ``first`` is the first word of the slot that stream ``filling`` fills next,
-    ``begin`` takes it; with ``finish`` the tile is whole and leaves. Each stream has a register; the streams take turns to fill it, one a cycle.
+    ``begin`` takes it; with ``finish`` the tile is whole and leaves. Each stream has a register; the streams take turns to fill it, one a
+    cycle.
 
     Members: ``o0``, ``o1``...: streams; ``addr``, ``mask`` (a bit a byte), ``data``, written each cycle; ``room``: a bit a stream; strobes
     ``reserve``, ``begin``, ``finish`` for the streams ``reserved``, ``filling``, ``finished``.

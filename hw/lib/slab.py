@@ -35,9 +35,9 @@ class SlabLoader(wiring.Component):
     A block's rows of ``row_bits`` are cut into whole words of the bus, then follow ``parameter_words``. While one slab is used the other is
     filled; commands run a block ahead of the data.
 
-    Members: ``fetch``, ``fill``: the jobs (layers), each once in both; ``memory``: :class:`ReadPort`; ``row``, ``en``, ``data``: read port of
-    the slab in use, data a cycle after; ``filled``: it is whole; ``done``: it is not needed any more; ``slot``, ``word``, ``parameters``: read
-    port of the parameters, a cycle after; blocks are in slots 0, 1, 2, 3, 0...
+    Members: ``fetch``, ``fill``: the jobs (layers), each once in both; ``memory``: :class:`ReadPort`; ``row``, ``en``, ``data``: read
+    port of the slab in use, data a cycle after; ``filled``: it is whole; ``done``: it is not needed any more; ``slot``, ``word``,
+    ``parameters``: read port of the parameters, a cycle after; blocks are in slots 0, 1, 2, 3, 0...
     """
 
     def __init__(self, layers: Sequence[Blocks], *, row_bits: int, parameter_words: int, data_bits: int, address_bits: int) -> None:
@@ -109,7 +109,8 @@ class SlabLoader(wiring.Component):
             width = min(self.data_bits, self.row_bits - k * self.data_bits)
             m.submodules[f"column{k}"] = memory = Memory(shape=width, depth=2 * self.rows, init=[])
             write, read = memory.write_port(), memory.read_port()
-            m.d.comb += [write.addr.eq(Mux(into, self.rows, 0) + row), write.data.eq(words.payload), write.en.eq(take & ~tail & (column == k))]
+            m.d.comb += [write.addr.eq(Mux(into, self.rows, 0) + row), write.data.eq(words.payload)]
+            m.d.comb += write.en.eq(take & ~tail & (column == k))
             m.d.comb += [read.addr.eq(Mux(current, self.rows, 0) + self.row), read.en.eq(self.en)]
             parts.append(read.data)
         m.d.comb += self.data.eq(Cat(parts))

@@ -99,7 +99,8 @@ def choose(
     """A fold for every node such that none takes more than ``target`` cycles a frame (None: as fast as any folding can be).
 
     Each node gets the fewest multipliers that meet the target, convolutions those of kind ``multiplier``. ``pins`` overrides
-    nodes by name; nodes that the ``engine`` computes have its lanes. CompileError if the target cannot be met, or a pin does not fit its node.
+    nodes by name; nodes that the ``engine`` computes have its lanes. CompileError if the target cannot be met, or a pin does not fit its
+    node.
     """
     pins = dict(pins or {})
     shared = shared_folds(graph, engine)
@@ -111,14 +112,15 @@ def choose(
         types = graph.types(node.inputs)
         out = graph.tensors[node.outputs[0]].type
         before = graph.producer(node.inputs[0])
-        arriving = result[before.name].lanes_out if before is not None else types[0].channels
+        arriving = min(result[before.name].lanes_out, types[0].channels) if before is not None else types[0].channels
         if node.name in pins:
             result[node.name] = _checked(node, types, out, pins.pop(node.name))
             continue
         tried = sorted(options(node, types, out, arriving, multiplier), key=lambda f: _cost(node, types[0], f))
         fitting = [f for f in tried if cycles(node, types, f) <= target]
         if not fitting:
-            raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph, shared)}")
+            needed = floor_cycles(graph, shared)
+            raise CompileError(f"{node.name}: no folding takes at most {target} cycles a frame; the network needs {needed}")
         result[node.name] = fitting[0]
     if pins:
         raise CompileError(f"the folding file pins {', '.join(sorted(pins))}, which the network does not have")

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from hw.engine import EngineUnit
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.top import Link, Port
-from hw.units.engine import EngineUnit
 from sw.engine import ENGINE, ENGINE_WAIT
 from sw.graph import Node
 from sw.lower import Design

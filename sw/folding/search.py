@@ -109,7 +109,8 @@ class Search:
             if node.name in self.shared:
                 continue
             before = self.graph.producer(node.inputs[0])
-            arriving = result[before.name].lanes_out if before is not None else self.graph.types(node.inputs)[0].channels
+            channels = self.graph.types(node.inputs)[0].channels
+            arriving = min(result[before.name].lanes_out, channels) if before is not None else channels
             tried = self.tried(index, 0 if self.wide(node) else arriving)
             prices_of = np.where(tried.times <= (target if node.name not in self.pins else tried.times), tried.shares @ prices, np.inf)
             best = int(prices_of.argmin())

@@ -8,7 +8,7 @@ from math import ceil
 from hw.params import Multiplier
 from sw.engine import ENGINE_WAIT, PACKED, EnginePlan, Place, cycles, job_cycles, requant_of, words
 from sw.graph import Graph, Node
-from sw.ops import TensorType
+from sw.ops import Conv, TensorType
 from sw.targets import Device
 
 #: Most of the target interval that the engine's jobs may fill: what is left covers waiting for tiles.
@@ -21,16 +21,20 @@ FILLING = 1 / 3
 QUEUED = 3
 #: Layers with fewer weights a pixel than this are never worth a place.
 LEAST = 12
+#: Layers with so few channels out would leave most of the core idle.
+NARROW = 8
+
+
+def ratio(graph: Graph, node: Node) -> float:
+    """Weights a pixel."""
+    assert isinstance(node.op, Conv)
+    return float(node.op.weights.size) / graph.tensors[node.inputs[0]].type.pixels
 
 
 def worthy(graph: Graph) -> list[Node]:
     """Layers that may share the engine, those with most weights for each pixel first."""
-
-    def weights_a_pixel(node: Node) -> float:
-        return float(node.op.weights.size) / graph.tensors[node.inputs[0]].type.pixels  # type: ignore[attr-defined]
-
-    found = [n for n in graph.nodes if requant_of(graph, n) is not None and weights_a_pixel(n) >= LEAST and graph.tensors[n.outputs[0]].type.channels > 8]
-    return sorted(found, key=weights_a_pixel, reverse=True)
+    found = [n for n in graph.nodes if requant_of(graph, n) is not None and ratio(graph, n) >= LEAST]
+    return sorted((n for n in found if graph.tensors[n.outputs[0]].type.channels > NARROW), key=lambda n: -ratio(graph, n))
 
 
 def plans(graph: Graph, device: Device, target: int, multiplier: Multiplier) -> Iterator[EnginePlan]:
@@ -41,11 +45,6 @@ def plans(graph: Graph, device: Device, target: int, multiplier: Multiplier) -> 
         found = [p for simd in (8, 16) if (p := fitted(graph, device, nodes[:end], target, simd, multiplier)) is not None]
         if found:
             yield min(found, key=lambda p: -(-p.pe // PACKED.get(multiplier, 1)) * p.simd)
-
-
-def ratio(graph: Graph, node: Node) -> float:
-    """Weights a pixel."""
-    return float(node.op.weights.size) / graph.tensors[node.inputs[0]].type.pixels  # type: ignore[attr-defined]
 
 
 def fitted(graph: Graph, device: Device, nodes: Sequence[Node], target: int, simd: int, multiplier: Multiplier) -> EnginePlan | None:
@@ -80,10 +79,12 @@ def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[N
 
     while rate() > SHARE * device.memory_bytes:
         grown = {n: _next_tile(kinds[n][0], t + 1) for n, t in tiles.items()}
-        gains = {
-            n: reads[n] * (kinds[n][0].pixels // tiles[n] - kinds[n][0].pixels // t) / ((t - tiles[n]) * (kinds[n][0].channels + kinds[n][1].channels))
-            for n, t in grown.items() if t > tiles[n]
-        }  # fmt: skip
+        gains = {}
+        for name, tile in grown.items():
+            x, y = kinds[name]
+            saved, more = x.pixels // tiles[name] - x.pixels // tile, tile - tiles[name]
+            if more:
+                gains[name] = reads[name] * saved / (more * (x.channels + y.channels))
         if not gains:
             return None
         best = max(gains, key=lambda n: gains[n])
@@ -92,7 +93,7 @@ def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[N
 
 
 def with_slots(plan: EnginePlan, kinds: dict[str, tuple[TensorType, TensorType]], tiles: dict[str, int], target: int) -> EnginePlan:
-    """How many tiles each layer keeps: as many as come while one waits for a round of the others' jobs, is computed and the next fills up."""
+    """How many tiles each layer keeps: as many as come while one waits for a round of the others' jobs, is computed, and the next fills."""
     packed = PACKED.get(plan.multiplier, 1)
     jobs = {n: job_cycles(plan, x.channels, y.channels, tiles[n], packed) for n, (x, y) in kinds.items()}
     places = {}

@@ -153,8 +153,8 @@ def pointwise(arrivals: Times, folds_in: int, folds_out: int) -> Timing:
 def engine(arrivals: Times, sizes: tuple[int, int, int], job: int, wait: int, layers: int) -> Timing:
     """A layer of the shared engine: ``sizes`` are pixels of a tile and beats of a pixel before and behind.
 
-    A whole tile waits ``wait`` cycles for the jobs of others, then takes ``job``; its words leave when the layer's turn comes. The pool in front
-    is taken to have room: where it has none the unit before waits, which costs time but no beat, and needs no queue.
+    A whole tile waits ``wait`` cycles for the jobs of others, then takes ``job``; its words leave when the layer's turn comes. The pool
+    in front is taken to have room: where it has none the unit before waits, which costs time but no beat, and needs no queue.
     """
     tile, beats_in, beats_out = sizes
     whole = arrivals.reshape(-1, tile * beats_in)

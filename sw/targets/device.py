@@ -10,8 +10,8 @@ from hw.params import Multiplier
 class Device:
     """Resources: LUTs (of ``lut_inputs``), flip-flops, multiplier slices, and block memories in units of 36 kbit.
 
-    ``multiplier``: the portable packing that suits the slices. ``memory_bytes``: what external memory can be relied on for, bytes a cycle at
-    ``clock_hz``; ``memory_bits``: width of a port to it.
+    ``multiplier``: the portable packing that suits the slices. ``memory_bytes``: what external memory can be relied on for, bytes a cycle
+    at ``clock_hz``; ``memory_bits``: width of a port to it.
     """
 
     name: str

@@ -11,10 +11,10 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.engine import EngineLayer, EngineUnit
 from hw.lib.memory_model import RomModel
 from hw.params import Lanes, Multiplier
 from hw.units.base import Unit, signature
-from hw.units.engine import EngineLayer, EngineUnit
 from sim.run import Case, run_cases
 from sw.ops import Array, Conv, Requant
 

@@ -28,7 +28,7 @@ def compiled(tmp_path: Path) -> Path:
 
 def test_the_same_model_gives_the_same_verilog(compiled: Path) -> None:
     first = contents(compiled / "compiled")
-    assert set(first) == {"accelerator.v", "accelerator_sim.v", "design.json", "folding.json", "model.onnx"}
+    assert set(first) == {"accelerator.v", "accelerator_sim.v", "design.json", "folding.json", "memory.bin", "model.onnx"}
     compile(compiled / "nano.onnx", compiled / "again")
     assert contents(compiled / "again") == first
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,8 +18,7 @@ from hw.lib.memory import ReadPort
 from hw.lib.pool import InPool, OutPool, Region, choose, successor
 from hw.lib.slab import Blocks, SlabLoader
 from hw.params import Ints, Ints2, Lanes, Multiplier, Range
-
-from .base import Unit, signature
+from hw.units.base import Unit, signature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,11 @@ class EngineLayer:
 class EngineUnit(Unit):
     """Pointwise convolutions with requantization that share one matrix-vector core of PE × SIMD products a cycle.
 
-    Golden model of each layer: sw.ops.conv.Conv.golden, then sw.ops.requant.Requant.golden. A job is a tile of one layer's pixels; it begins
-    when the tile is whole and there is room for its results, so no layer ever waits for another with the core in its hands. Layers
+    Golden model of each layer: sw.ops.conv.Conv.golden, then sw.ops.requant.Requant.golden. A job is a tile of one layer's pixels; it
+    begins when the tile is whole and there is room for its results, so no layer ever waits for another with the core in its hands. Layers
     with a job take turns. Its weights come from memory fold by fold, are used for all the tile's pixels, and the next fold's arrive
-    meanwhile (:class:`SlabLoader`). The tiles of all layers lie in one pool in front and one pool behind, so a layer costs no buffer of its own.
+    meanwhile (:class:`SlabLoader`). The tiles of all layers lie in one pool in front and one pool behind, so a layer costs no buffer of
+    its own.
 
     Throughput: an operand set a cycle as long as there are jobs and weights arrive in time: :attr:`frame_cycles`. A fold takes at least
     PE / ``lanes`` cycles a pixel. Latency: a tile's, plus the jobs before it.
@@ -72,8 +72,9 @@ class EngineUnit(Unit):
     Parameters: ``layers``; ``pe``; SIMD are the lanes of their inputs; ``lanes``: requantizers; ``multiplier``: kind; ``data_bits``: of the
     memory's bus. ValueError if sizes or ranges do not fit.
 
-    Members: ``i0``, ``o0``, ``i1``...: the layers' streams; ``weights``: :class:`ReadPort`; what must lie there: :meth:`image`; ``acc0``...: sums with
-    bias in the order of the jobs (tile by tile, in it fold by fold, pixel by pixel, ``lanes`` at a time), for the simulation to watch.
+    Members: ``i0``, ``o0``, ``i1``...: the layers' streams; ``weights``: :class:`ReadPort`; what must lie there: :meth:`image`;
+    ``acc0``...: sums with bias in the order of the jobs (tile by tile, in it fold by fold, pixel by pixel, ``lanes`` at a time), for the
+    simulation to watch.
     """
 
     ADDRESS_BITS = 32
@@ -110,8 +111,10 @@ class EngineUnit(Unit):
         self.acc = Lanes(lanes=lanes, bits=self.bits, signed=True)
         seen = stream.Signature(data.ArrayLayout(signed(self.bits), lanes), always_ready=True)
         super().__init__({
-            **{f"i{n}": In(signature(k.i)) for n, k in enumerate(layers)}, **{f"o{n}": Out(signature(k.o)) for n, k in enumerate(layers)},
-            "weights": Out(ReadPort(address_bits=self.ADDRESS_BITS, data_bits=data_bits)), **{f"acc{n}": Out(seen) for n in range(len(layers))},
+            **{f"i{n}": In(signature(k.i)) for n, k in enumerate(layers)},
+            **{f"o{n}": Out(signature(k.o)) for n, k in enumerate(layers)},
+            "weights": Out(ReadPort(address_bits=self.ADDRESS_BITS, data_bits=data_bits)),
+            **{f"acc{n}": Out(seen) for n in range(len(layers))},
         })  # fmt: skip
         assert wide == self.outs.bytes
 
@@ -151,9 +154,9 @@ class EngineUnit(Unit):
     def _parameters(self, layer: EngineLayer, channel: int) -> int:
         """Bias without what the core adds (packing, signed inputs moved up by 128), multiplier, shift."""
         bias = layer.bias[channel] - layer.beats * self.core.dot.offset - 128 * layer.i.signed * sum(layer.weights[channel])
-        fields = ((wrap(bias, self.bits), self.bits), (layer.multiplier[channel], MULTIPLIER_BITS), (layer.shift[channel] - self.shift, SHIFT_BITS))
+        widths = (self.bits, MULTIPLIER_BITS, SHIFT_BITS)
         value, at = 0, 0
-        for field, bits in fields:
+        for field, bits in zip((wrap(bias, self.bits), layer.multiplier[channel], layer.shift[channel] - self.shift), widths, strict=True):
             value |= (field & (1 << bits) - 1) << at
             at += bits
         return value
@@ -254,7 +257,8 @@ def _check(layers: Sequence[EngineLayer]) -> None:
         if max(k.i.bits, k.o.bits) > 8:
             raise ValueError(f"{where}: inputs and outputs must have at most 8 bits, not {k.i.bits} and {k.o.bits}")
         if k.tile < 1 or k.pixels % k.tile or min(k.in_slots, k.out_slots) < 1:
-            raise ValueError(f"{where}: tile must divide {k.pixels} pixels and slots be positive, not {k.tile}, {k.in_slots}, {k.out_slots}")
+            given = f"{k.tile}, {k.in_slots}, {k.out_slots}"
+            raise ValueError(f"{where}: tile must divide {k.pixels} pixels and slots be positive, not {given}")
         if len({len(k.weights), len(k.bias), len(k.multiplier), len(k.shift)}) != 1:
             raise ValueError(f"{where}: weights, bias, multiplier and shift must have equal lengths")
         if not k.o.lowest <= k.low <= k.high <= k.o.highest:
