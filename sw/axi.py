@@ -23,7 +23,10 @@ def describe(wrapped: AxiAccelerator) -> dict[str, Any]:
     streams = {name: "s_axis" if name == "image" else f"m_axis_{name}" for name in ("image", *wrapped.outs)}
     return {
         "registers": wrapped.addresses,
-        "masters": {name: {"port": f"m_axi_{name}", "kind": "read" if isinstance(k, AxiReader) else "write"} for name, k in wrapped.masters.items()},
+        "masters": {
+            name: {"port": f"m_axi_{name}", "kind": "read" if isinstance(master, AxiReader) else "write"}
+            for name, master in wrapped.masters.items()
+        },
         "streams": {
             name: {"port": port, "beats": wrapped.beats[name], "beat_bytes": stream_bits(wrapped.lanes[name]) // 8}
             for name, port in streams.items()

@@ -77,7 +77,8 @@ class AxiReader(wiring.Component):
         self.data_bits, self.depth = port.data_bits, burst * outstanding
         self.bursts = Bursts(port, address_bits=address_bits, burst=burst)
         super().__init__({
-            "port": In(port), "bus": Out(read_signature(address_bits, port.data_bits)), "base": In(address_bits), "error": Out(1), "idle": Out(1),
+            "port": In(port), "bus": Out(read_signature(address_bits, port.data_bits)), "base": In(address_bits),
+            "error": Out(1), "idle": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -113,7 +114,8 @@ class AxiWriter(wiring.Component):
         self.outstanding = outstanding
         self.bursts = Bursts(port, address_bits=address_bits, burst=burst)
         super().__init__({
-            "port": In(port), "bus": Out(write_signature(address_bits, port.data_bits)), "base": In(address_bits), "error": Out(1), "idle": Out(1),
+            "port": In(port), "bus": Out(write_signature(address_bits, port.data_bits)), "base": In(address_bits),
+            "error": Out(1), "idle": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -148,6 +150,7 @@ class AxiWriter(wiring.Component):
         last: Value = count == lengths.o.payload.as_value() - 1
         taken = bus.wvalid & bus.wready
         m.d.comb += [bus.wdata.eq(data.payload), bus.wstrb.eq(-1), bus.wlast.eq(last)]
-        m.d.comb += [bus.wvalid.eq(data.valid & lengths.o.valid), data.ready.eq(bus.wready & lengths.o.valid), lengths.o.ready.eq(taken & last)]
+        m.d.comb += [bus.wvalid.eq(data.valid & lengths.o.valid), data.ready.eq(bus.wready & lengths.o.valid)]
+        m.d.comb += lengths.o.ready.eq(taken & last)
         with m.If(taken):
             m.d.sync += count.eq(Mux(last, 0, count + 1))

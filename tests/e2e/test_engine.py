@@ -1,4 +1,4 @@
-"""Networks whose pointwise layers share the engine: every tensor is golden's, its weights come from memory, and slow memory only slows it."""
+"""Networks whose pointwise layers share the engine: every tensor is golden's, whatever the pace of the memory with its weights."""
 import json
 from pathlib import Path
 
