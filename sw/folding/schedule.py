@@ -1,8 +1,8 @@
 """FIFO depths from a static schedule: seconds of arithmetic instead of hours of simulation.
 
-The image is fed at the network's own pace; every unit works as early as its inputs allow and never waits for room. What
-then piles up on a link is the depth that it needs: with these depths the same schedule runs in hardware, so no cycle of
-forks and joins can lock, and a dataflow network that can run never does worse by running eagerly.
+The image is fed at the network's own pace; every unit works as early as its inputs allow and never waits for room, but no faster than
+it must to keep up. What then piles up on a link is the depth that it needs: with these depths the same schedule runs in hardware, so no
+cycle of forks and joins can lock, and a dataflow network that can run never does worse by running eagerly.
 """
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ from .timing import Sliding, Times, Timing
 
 #: Frames of the schedule: the second meets what the first has left.
 FRAMES = 2
+#: Share of the interval in which a unit does a frame's work.
+PACE = 1.0
 
 
 def size_fifos(design: Design) -> list[Link]:
@@ -147,10 +149,11 @@ def _timing(design: Design, unit: str, layer: str, arrivals: Sequence[Times]) ->
         return Timing(reads=(arrivals[0],), writes=(arrivals[0],) * made.outputs)
     if isinstance(made, Regroup):
         return timing.regroup(arrivals[0], made.channels, made.i_lanes.lanes, made.o_lanes.lanes)
-    return _node_timing(design, design.nodes[unit], arrivals)
+    pace = max(1.0, PACE * max(u.frame_cycles for u in design.units.values()) / made.frame_cycles)
+    return _node_timing(design, design.nodes[unit], arrivals, pace)
 
 
-def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timing:
+def _node_timing(design: Design, node: Node, arrivals: Sequence[Times], pace: float) -> Timing:
     op, fold, types = node.op, design.folds[node.name], design.graph.types(node.inputs)
     x, out = types[0], design.graph.tensors[node.outputs[0]].type
     if isinstance(op, Requant | Shuffle | Table):
@@ -167,15 +170,15 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
     if isinstance(op, Image):
         return timing.pad(arrivals[0], FRAMES, (x.height, x.width, per_pixel), op.pad)
     if isinstance(op, Depthwise) and fold.taps > 1:
-        return timing.all_taps(arrivals[0], FRAMES, (x.height, x.width, per_pixel), op.window, op.window.taps // fold.taps)
+        return timing.all_taps(arrivals[0], FRAMES, (x.height, x.width, per_pixel), op.window, op.window.taps // fold.taps * pace)
     if isinstance(op, Upsample):
-        return timing.upsample(arrivals[0], FRAMES, x.height, x.width * per_pixel, x.width, op.factor)
+        return timing.upsample(arrivals[0], FRAMES, x.height, x.width * per_pixel, x.width, op.factor, pace)
     if isinstance(op, Conv) and op.window.taps == 1 and op.window.stride == (1, 1):
-        return timing.pointwise(arrivals[0], per_pixel, beats(out.channels, fold.lanes_out))
+        return timing.pointwise(arrivals[0], per_pixel, beats(out.channels, fold.lanes_out), pace)
     if isinstance(op, Conv):
         slide = Sliding.of(op.window, FRAMES, x.height, x.width)
         vectors = timing.serve(slide.ready(arrivals[0]), op.window.taps * per_pixel)
-        _, writes = timing.matvec(vectors, op.window.taps * per_pixel, beats(out.channels, fold.lanes_out))
+        _, writes = timing.matvec(vectors, op.window.taps * per_pixel, beats(out.channels, fold.lanes_out), pace)
         return Timing(reads=(slide.reads(arrivals[0], vectors),), writes=(writes,))
     if isinstance(op, Deform):
         slide = Sliding.around(op.ring(x), op.banks, FRAMES, x.width)
@@ -188,7 +191,7 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times]) -> Timin
     else:
         raise TypeError(f"no schedule for {op.name}")
     groups = beats(out.channels, fold.lanes_out)
-    writes = timing.serve(np.repeat(ready, groups), taps)
+    writes = timing.serve(np.repeat(ready, groups), taps * pace)
     done = writes[groups - 1 :: groups]
     reads: tuple[Times, ...] = (slide.reads(arrivals[0], done),)
     if isinstance(op, Deform):

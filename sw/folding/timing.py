@@ -2,7 +2,8 @@
 
 Every function maps the arrival times of a unit's input beats (in cycles, ascending, ``frames`` frames one after the other) to the
 times at which it takes them and to the times at which its output beats appear. Nothing here stalls: buffers are as large as
-they must be, which is what the FIFO sizes are read from (sw/folding/schedule.py).
+they must be, which is what the FIFO sizes are read from (sw/folding/schedule.py). Units that work in bursts are slowed to an even pace
+(``pace``, or a longer ``cost``): hardware that is held back by a full queue does the same.
 """
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ class Timing:
     writes: tuple[Times, ...]
 
 
-def serve(ready: Times, cost: int) -> Times:
+def serve(ready: Times, cost: float) -> Times:
     """Completion times of jobs served in order, each taking ``cost`` cycles and not starting before it is ``ready``."""
     k = np.arange(len(ready), dtype=np.int64)
-    result: Times = np.maximum.accumulate(ready - k * cost) + (k + 1) * cost
+    result: Times = np.ceil(np.maximum.accumulate(ready - k * cost) + (k + 1) * cost).astype(np.int64)
     return result
 
 
@@ -85,7 +86,7 @@ def concat(arrivals: tuple[Times, ...], sizes: tuple[int, ...], lanes: int, inte
     return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in itertools.pairwise(bounds)), writes=(done + LATENCY,))
 
 
-def all_taps(arrivals: Times, frames: int, shape: tuple[int, int, int], window: Window, cost: int) -> Timing:
+def all_taps(arrivals: Times, frames: int, shape: tuple[int, int, int], window: Window, cost: float) -> Timing:
     """A window whose taps come together, ``shape`` (rows, columns, beats a pixel); every output takes ``cost`` cycles.
 
     Outputs leave with steps, one a beat of input (hw.lib.taps.WindowTaps); the last of a frame with those of the next.
@@ -100,7 +101,7 @@ def all_taps(arrivals: Times, frames: int, shape: tuple[int, int, int], window: 
     tail = np.arange(max(steps[-1] + 1 - len(arrivals), 0)) + arrivals[-1] + 1
     done = serve(np.concatenate([arrivals, tail])[steps], cost)
     before = np.searchsorted(steps, np.arange(len(arrivals)), side="right") - 1  # the output that a beat waits for
-    reads = np.where(before >= 0, np.maximum(arrivals, done[before] - cost), arrivals)
+    reads = np.where(before >= 0, np.maximum(arrivals, done[before] - int(cost)), arrivals)
     return Timing(reads=(reads,), writes=(done + LATENCY,))
 
 
@@ -121,31 +122,33 @@ def pad(arrivals: Times, frames: int, shape: tuple[int, int, int], pads: tuple[i
     return Timing(reads=(inside.ravel(),), writes=(done + LATENCY,))
 
 
-def upsample(arrivals: Times, frames: int, height: int, row_beats: int, width: int, factor: int) -> Timing:
-    """Rows sent ``factor`` times, pixels repeated; a row is taken while the last copy of the row before it leaves."""
+def upsample(arrivals: Times, frames: int, height: int, row_beats: int, width: int, factor: int, cost: float) -> Timing:
+    """Rows sent ``factor`` times, pixels repeated, a beat every ``cost`` cycles; a row is taken while the last copy of the row before
+    leaves."""
     per_pixel = row_beats // width
     grid = arrivals.reshape(frames * height, width, per_pixel)
     wide = np.repeat(grid, factor, axis=1).reshape(frames * height, 1, -1)
     ready = np.repeat(wide, factor, axis=1).ravel()
-    done = serve(ready, 1)
+    done = serve(ready, cost)
     last_copy = done.reshape(frames * height, factor, width, factor, per_pixel)[:, -1, :, -1]
     taken = grid.copy()
     taken[1:] = np.maximum(taken[1:], last_copy[:-1])
     return Timing(reads=(taken.ravel(),), writes=(done + LATENCY,))
 
 
-def matvec(vectors: Times, folds_in: int, folds_out: int) -> tuple[Times, Times]:
-    """(start of every pixel's computation, output beats) when pixel vectors are complete at ``vectors``."""
-    busy = folds_in * folds_out
-    start = serve(vectors, busy) - busy
-    writes = start[:, None] + (np.arange(folds_out) + 1) * folds_in + LATENCY
+def matvec(vectors: Times, folds_in: int, folds_out: int, pace: float) -> tuple[Times, Times]:
+    """(start of every pixel's computation, output beats) when pixel vectors are complete at ``vectors``; ``pace`` times slower than it
+    could."""
+    busy = folds_in * folds_out * pace
+    start = serve(vectors, busy) - int(busy)
+    writes = start[:, None] + ((np.arange(folds_out) + 1) * folds_in * pace).astype(np.int64) + LATENCY
     return start, writes.ravel()
 
 
-def pointwise(arrivals: Times, folds_in: int, folds_out: int) -> Timing:
+def pointwise(arrivals: Times, folds_in: int, folds_out: int, pace: float) -> Timing:
     """Matrix-vector unit with a double buffer: pixel p loads while pixel p - 1 is computed."""
     loads = arrivals.reshape(-1, folds_in)
-    start, writes = matvec(loads[:, -1], folds_in, folds_out)
+    start, writes = matvec(loads[:, -1], folds_in, folds_out, pace)
     free = np.concatenate([[0], start[:-1]])
     return Timing(reads=(np.maximum(loads, free[:, None]).ravel(),), writes=(writes,))
 
