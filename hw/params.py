@@ -22,6 +22,10 @@ Multiplier = Literal["soft", "inferred", "packed27", "packed18", "dsp48e2", "mul
 RomKind = Literal["auto", "lut", "block"]
 
 
+#: Where the map of a deformable layer lies: in a ring of rows on chip, or whole in external memory.
+MapPlace = Literal["chip", "memory"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Range:
     """Integers from ``low`` to ``high``, both included."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hw.engine import EngineUnit
+from hw.lib.deform_memory import DeformMemoryUnit
 from hw.lib.fork import Fork
 from hw.lib.memory import ReadPort
 from hw.lib.regroup import Regroup
@@ -114,6 +115,11 @@ def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
 
 def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes, fold: Fold) -> Unit:
     x, offset = types
+    if fold.place == "memory":
+        return DeformMemoryUnit(
+            height=x.height, width=x.width, channels=x.channels, weights=op.weights.tolist(), bias=op.bias.tolist(), frac_bits=op.frac_bits,
+            low=op.low, high=op.high, base=op.base, free=op.free, i=i, offset=lanes(offset, 1 + op.free), o=o, data_bits=fold.data_bits,
+        )  # fmt: skip
     return DeformUnit(
         height=x.height,
         width=x.width,
@@ -271,6 +277,8 @@ def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
         widths = f"{fold.lanes_in} lanes in, {fold.lanes_out} out"
         raise CompileError(f"{node.name} ({node.op.name}) cannot be folded to {widths}: {error}") from None
     design.nodes[name] = node
+    if fold.place == "memory":
+        design.memories |= {f"{name}_{port}": (name, port) for port in ("read", "write")}
     for k, tensor in enumerate(node.outputs):
         port = "o" if len(node.outputs) == 1 else f"o{k}"
         design.ports[tensor] = Port(unit=name, port=port, lanes=lanes(outs[k], fold.lanes_out))

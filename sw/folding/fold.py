@@ -11,9 +11,10 @@ from typing import Any
 
 from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
-from hw.params import Multiplier, Range, RomKind
+from hw.params import MapPlace, Multiplier, Range, RomKind
 from sw.engine import EnginePlan, on_engine
 from sw.errors import CompileError
+from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Requant, Split, TensorType
 
@@ -22,7 +23,8 @@ from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Requan
 class Fold:
     """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights.
 
-    ``taps`` of a depthwise convolution's window are multiplied a cycle: 1, a row of them, or all.
+    ``taps`` of a depthwise convolution's window are multiplied a cycle: 1, a row of them, or all. ``place``: of a deformable layer's map;
+    in memory its lanes are the channels in a word of ``data_bits``.
     """
 
     lanes_in: int
@@ -30,6 +32,14 @@ class Fold:
     multiplier: Multiplier = "inferred"
     memory: RomKind = "auto"
     taps: int = 1
+    place: MapPlace = "chip"
+    data_bits: int = 128
+
+
+def in_memory(node: Node, x: TensorType, data_bits: int) -> Fold:
+    """The fold of a deformable layer whose map lies in external memory."""
+    lanes = lanes_in_word(x, data_bits)
+    return Fold(lanes_in=lanes, lanes_out=lanes, place="memory", data_bits=data_bits)
 
 
 def beats(channels: int, lanes: int) -> int:
@@ -48,6 +58,8 @@ def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     if isinstance(node.op, Depthwise) and fold.taps > 1:
         window = node.op.window
         return taps_cycles(x.height, x.width, beats(x.channels, fold.lanes_in), window, window.taps // fold.taps)
+    if isinstance(node.op, Deform) and fold.place == "memory":
+        return most_traffic(node.op, x, fold.data_bits).cycles
     if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
         taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool | AveragePool) else node.op.weights.shape[0] ** 2
         return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))

@@ -14,12 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from hw.engine import EngineUnit
+from hw.lib.deform_memory import DeformMemoryUnit
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.top import Link, Port
 from sw.engine import ENGINE, ENGINE_WAIT
 from sw.graph import Node
-from sw.lower import Design
+from sw.lower import Design, identifier
 from sw.ops import (
     Add,
     AveragePool,
@@ -181,8 +182,9 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times], pace: fl
         _, writes = timing.matvec(vectors, op.window.taps * per_pixel, beats(out.channels, fold.lanes_out), pace)
         return Timing(reads=(slide.reads(arrivals[0], vectors),), writes=(writes,))
     if isinstance(op, Deform):
+        made = design.units[identifier(node.name)]
         slide = Sliding.around(op.ring(x), op.banks, FRAMES, x.width)
-        taps = op.weights.shape[0] ** 2
+        taps = made.pixels_read if isinstance(made, DeformMemoryUnit) else op.weights.shape[0] ** 2
         per_offset = beats(op.offsets, 1 + op.free)  # beats of offsets a pixel; the last of them counts
         ready = np.maximum(slide.ready(arrivals[0]), arrivals[1][per_offset - 1 :: per_offset])
     elif isinstance(op, Depthwise | MaxPool | AveragePool):
