@@ -46,7 +46,7 @@ struct ExternalMemory {
             } else {
                 if (!s.offering && due && credit >= 1 && random.chance(p_valid)) {
                     credit -= 1, s.offering = true;
-                    memcpy(port.data.data, &bytes.at(s.commands.front().place), port.data.bytes);
+                    memcpy(port.data.data, &bytes.at(s.commands.front().place), port.word_bytes);
                 }
                 *port.data_valid = s.offering;
             }
@@ -64,8 +64,8 @@ struct ExternalMemory {
             const bool asked = *port.command_valid && *port.command_ready;
             if (*port.data_valid && *port.data_ready) {
                 Command& c = s.commands.front();
-                if (port.done) memcpy(&bytes.at(c.place), port.data.data, port.data.bytes);
-                c.place += port.data.bytes, s.offering = false, ++s.words, moved = true;
+                if (port.done) memcpy(&bytes.at(c.place), port.data.data, port.word_bytes);
+                c.place += port.word_bytes, s.offering = false, ++s.words, moved = true;
                 if (!--c.words) {
                     if (port.done) s.finishing.push_back(cycle + latency);
                     s.commands.pop_front();

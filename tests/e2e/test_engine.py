@@ -61,6 +61,24 @@ def test_slow_memory_and_stalls_lose_nothing(compiled: Path, stalls: Stalls, mem
     assert record["mismatches"] == 0
 
 
+def test_a_deformable_map_in_memory_beside_the_engine(tmp_path: Path) -> None:
+    """Both kinds of traffic, reads and writes, share one memory of little bandwidth."""
+    graph = load_graph(micro_network(tmp_path / "micro.onnx"))
+    deform = next(n for n in graph.nodes if n.op.name == "deform")
+    conv5 = next(n for n in graph.nodes if n.name.startswith("conv5"))
+    folding = {
+        deform.name: {"lanes_in": 2, "lanes_out": 2, "place": "memory", "data_bits": 16},
+        "engine": {"pe": 4, "simd": 4, "data_bits": 64, "places": {conv5.name: {"tile": 8}}},
+    }
+    (tmp_path / "folding.json").write_text(json.dumps(folding))
+    compile(tmp_path / "micro.onnx", tmp_path / "compiled", folding=tmp_path / "folding.json", target_cycles=TARGET)
+    kinds = {(m["kind"], m["data_bits"]) for m in load_design(tmp_path / "compiled")["memories"]}
+    assert kinds == {("read", 64), ("read", 16), ("write", 16)}
+    accelerator = VerilatorAccelerator(tmp_path / "compiled", Stalls(seed=5, p_valid=0.7), memory=MemoryModel(latency=40, words_a_cycle=0.7))
+    record = verify(accelerator.graph, images(accelerator.graph, 4, seed=2), None, accelerator).record()
+    assert record["mismatches"] == 0 and record["offsets_prove"]
+
+
 def test_a_flipped_bit_in_memory_is_caught_at_its_layer(compiled: Path, tmp_path: Path) -> None:
     accelerator = VerilatorAccelerator(compiled)
     whole = (compiled / "memory.bin").read_bytes()
