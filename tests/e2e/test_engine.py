@@ -74,7 +74,8 @@ def test_a_deformable_map_in_memory_beside_the_engine(tmp_path: Path) -> None:
     compile(tmp_path / "micro.onnx", tmp_path / "compiled", folding=tmp_path / "folding.json", target_cycles=TARGET)
     kinds = {(m["kind"], m["data_bits"]) for m in load_design(tmp_path / "compiled")["memories"]}
     assert kinds == {("read", 64), ("read", 16), ("write", 16)}
-    accelerator = VerilatorAccelerator(tmp_path / "compiled", Stalls(seed=5, p_valid=0.7), memory=MemoryModel(latency=40, words_a_cycle=0.7))
+    memory = MemoryModel(latency=40, words_a_cycle=0.7)
+    accelerator = VerilatorAccelerator(tmp_path / "compiled", Stalls(seed=5, p_valid=0.7), memory=memory)
     record = verify(accelerator.graph, images(accelerator.graph, 4, seed=2), None, accelerator).record()
     assert record["mismatches"] == 0 and record["offsets_prove"]
 
