@@ -12,9 +12,11 @@ from sw.ops import Conv, TensorType
 from sw.targets import Device
 
 #: Most of the target interval that the engine's jobs may fill: what is left covers waiting for tiles.
-LOAD = 0.95
+LOAD = 0.97
 #: Most of the memory's rate that weights may take.
 SHARE = 0.8
+#: Pixels of a job for each word in a row of weights, at least.
+AHEAD = 1.2
 #: Share of a tile's period in which it fills up, or is taken.
 FILLING = 1 / 3
 #: Jobs that wait in the engine's queues with their results' places reserved.
@@ -70,8 +72,8 @@ def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[N
     kinds = {n.name: (graph.tensors[n.inputs[0]].type, graph.tensors[n.outputs[0]].type) for n in nodes}
     packed = PACKED.get(plan.multiplier, 1)
     reads = {name: words(plan, x.channels, y.channels, packed) for name, (x, y) in kinds.items()}
-    # A job should not wait for its weights: a row of them is used for as many pixels as it has words.
-    least = -(-(-(-plan.pe // packed) * packed * plan.simd * 4) // plan.data_bits)
+    # A job should not wait for its weights: a row of them is used for more pixels than it has words.
+    least = ceil(AHEAD * -(-(-(-plan.pe // packed) * packed * plan.simd * 4) // plan.data_bits))
     tiles = {name: _next_tile(x, least) for name, (x, _) in kinds.items()}
 
     def rate() -> float:
