@@ -12,6 +12,8 @@ from rich.table import Table
 
 from sw import steps
 from sw.bench.backends import bench as measure
+from sw.bench.codenet import CLOCK_HZ, CONFIGS, bench_codenet
+from sw.bench.codenet import KEYS as CODENET_KEYS
 from sw.bench.units import KEYS, bench_units
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
@@ -61,6 +63,25 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
         table = Table(*(key.replace("_", " ") for key in KEYS))
         for record in records:
             table.add_row(*(_text(record[key]) for key in KEYS))
+        screen.print(table)
+
+    @bench.command()
+    @stoppable
+    def codenet(
+        config: Annotated[str | None, typer.Option("--config", help=f"One of {', '.join(CONFIGS)} (default: all).")] = None,
+        folder: Annotated[Path | None, typer.Option(help="Where models, designs and records lie (default: build/bench/codenet).")] = None,
+        as_json: Json = False,
+    ) -> None:
+        """CoDeNet's configurations in the budget of one XCZU3EG: whole frames in Verilator against golden, area by Yosys; resumes."""
+        records = bench_codenet(config, folder=folder, step=say)
+        if as_json:
+            print(json.dumps(records))
+            return
+        table = Table(*(key.replace("_", " ") for key in CODENET_KEYS if key != "estimated"), "fps at 250 MHz", "times CoDeNet")
+        for record in records:
+            fps = CLOCK_HZ / record["cycles_per_frame"]
+            faster = f"{fps / CONFIGS[record['config']].published_fps:.1f}"
+            table.add_row(*(_text(record[key]) for key in CODENET_KEYS if key != "estimated"), f"{fps:.0f}", faster)
         screen.print(table)
 
     @bench.command()

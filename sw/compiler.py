@@ -13,13 +13,14 @@ import hw
 import sw
 from hw.engine import EngineUnit
 from hw.params import Lanes, Multiplier
+from hw.units.requant import RequantUnit
 from hw.verilog import convert
 from sw import axi as edges
 from sw import estimate
 from sw.engine import ENGINE, members
 from sw.errors import CompileError
 from sw.files import new_folder
-from sw.folding.fold import Fold, choose, cycles, read_engine, read_pins
+from sw.folding.fold import Fold, choose, cycles, read_engine, read_pins, shared_folds
 from sw.folding.schedule import size_fifos
 from sw.folding.search import search
 from sw.frontends import qonnx
@@ -70,6 +71,7 @@ def compile(
     if device is not None:
         choice = search(graph, target_of(device), target=target_cycles, multiplier=multiplier, pins=pins, engine=engine, step=step)
     folds = choose(graph, target_cycles, pins, multiplier or "inferred", engine) if choice is None else choice.folds
+    engine = choice.engine if choice is not None else engine
     step("building units")
     design = lower(graph, folds, engine)
     step("sizing FIFOs")
@@ -97,16 +99,31 @@ def compile(
 
 def _key(model: Path, target_cycles: int | None, folding: Path | None, *options: object) -> str:
     """Hash of all that the result depends on: the model, the options and the compiler's own code."""
-    state = hashlib.sha256()
+    state = hashlib.sha256(source_hash().encode())
     try:
         state.update(model.read_bytes())
         state.update(repr((target_cycles, folding.read_bytes() if folding else None, options)).encode())
     except OSError as error:
         raise CompileError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return state.hexdigest()
+
+
+def source_hash() -> str:
+    """Hash of the code of the compiler and the hardware."""
+    state = hashlib.sha256()
     for package in (hw, sw):
         for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
             state.update(path.read_bytes())
     return state.hexdigest()
+
+
+def build_design(folder: Path) -> Design:
+    """The units and links of a compiled design, as ``compile`` built them."""
+    graph, folding = load_graph(folder / "model.onnx"), folder / "folding.json"
+    engine = read_engine(folding)
+    design = lower(graph, read_pins(folding) | shared_folds(graph, engine), engine)
+    design.links = size_fifos(design)
+    return design
 
 
 def load_design(folder: Path) -> dict[str, Any]:
@@ -139,6 +156,7 @@ def describe(design: Design) -> dict[str, Any]:
         "fifos": [{"link": k.name, "depth": k.depth, "bits": k.depth * k.source.lanes.width} for k in design.links if k.depth],
         "multiplications": graph.multiplications(),
         "multipliers": sum(u.multipliers for u in design.units.values()),
+        "lanes": sum(u.multipliers for u in design.units.values() if not isinstance(u, RequantUnit)),
         "weight_bytes": weight_bytes(graph),
         "area": total.record(),
         "interval_cycles": max(u.frame_cycles for u in design.units.values()),

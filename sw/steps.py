@@ -52,6 +52,7 @@ UPWARD = {
     "frozen": "models.frozen:FrozenNetwork",
     "exercise": "models.exercise:exercise_offsets",
     "export": "models.export:export_qonnx",
+    "untrained": "models.untrained:export_untrained",
     "verilator": "sim.accelerator:VerilatorAccelerator",
     "measure": "sim.measure:measure",
     "recording": "sim.accelerator:Recording",

@@ -34,13 +34,14 @@ class Row:
 
 @dataclass(kw_only=True)
 class Verification:
-    """What was compared, what was not and why, and the first difference."""
+    """What was compared, what was not and why, and the first difference; ``cycles``: first beat in and last beat out of each image."""
 
     images: int
     rows: list[Row] = field(default_factory=list)
     removed: dict[str, str] = field(default_factory=dict)
     first_mismatch: dict[str, Any] | None = None
     offsets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cycles: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def mismatches(self) -> int:
@@ -98,7 +99,8 @@ def verify(
                 compare(origin.tensor, name, "torch", "golden", to_integers(graph, name, real), origin.recover(want[origin.tensor]))
     if accelerator is not None:
         tensors = [t for n in graph.nodes for t in n.outputs]
-        got = accelerator.run(images, keep=tensors, progress=progress).tensors
+        ran = accelerator.run(images, keep=tensors, progress=progress)
+        got, result.cycles = ran.tensors, ran.cycles
         for tensor in tensors:
             compare(tensor, tensor, "golden", "rtl", want[tensor], got[tensor])
     if differences:

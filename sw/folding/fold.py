@@ -16,7 +16,7 @@ from sw.engine import EnginePlan, on_engine
 from sw.errors import CompileError
 from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.graph import Graph, Node
-from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Requant, Split, TensorType
+from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Split, TensorType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,16 @@ def beats(channels: int, lanes: int) -> int:
     return -(-channels // lanes)
 
 
+@cache
+def _out(op: Op, types: tuple[TensorType, ...]) -> TensorType:
+    """Type of an operator's first output; looked up, since finding an accumulator's width reads all weights."""
+    return op.infer(*types)[0]
+
+
 def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     """Cycles between two back-to-back frames of the node's unit, as the unit's ``frame_cycles`` says."""
     x = types[0]
-    (out, *_) = node.op.infer(*types)
+    out = _out(node.op, tuple(types))
     reading = x.pixels * beats(x.channels, fold.lanes_in)
     if isinstance(node.op, Conv):
         vector = node.op.window.taps * beats(x.channels, fold.lanes_in)

@@ -23,6 +23,7 @@ from sw.engine import cycles as engine_cycles
 from sw.errors import CompileError
 from sw.estimate import Area
 from sw.folding.fold import Fold, cycles, floor_cycles, options, shared_folds
+from sw.folding.share import arrangements
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split
 from sw.targets import Device
@@ -33,6 +34,8 @@ RESOURCES = ("LUTs", "flip-flops", "multipliers", "block RAM")
 FILL = 0.85
 #: Rounds of prices at an interval, and how strongly prices follow the shares.
 ROUNDS, STRENGTH = 16, 6.0
+#: Rounds that each of several arrangements gets before the best one is looked at closely.
+SCREEN = 5
 #: The search ends when feasible and infeasible interval are this close.
 CLOSE = 1.03
 
@@ -40,7 +43,7 @@ CLOSE = 1.03
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """``folds`` by node, their ``interval`` and estimated ``area``; the share of each resource; the longest interval that
-    the prices prove too short (0: none found); what limits."""
+    the prices prove too short (0: none found); what limits; the plan of the shared engine, if there is one."""
 
     folds: dict[str, Fold]
     interval: int
@@ -48,6 +51,7 @@ class Choice:
     shares: dict[str, float]
     too_short: int
     limit: str
+    engine: EnginePlan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +70,22 @@ def shares_of(area: Area, device: Device) -> Shares:
 
 
 class Search:
-    """The options of a graph's nodes and their areas, computed once each."""
+    """The options of a graph's nodes and their areas, computed once each (``like``: another search whose they are), beside an engine."""
 
     def __init__(
-        self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold], engine: EnginePlan | None = None
-    ) -> None:
-        self.graph, self.device, self.multiplier = graph, device, multiplier
+        self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold], engine: EnginePlan | None = None,
+        like: Search | None = None,
+    ) -> None:  # fmt: skip
+        self.graph, self.device, self.multiplier, self.engine = graph, device, multiplier, engine
         self.shared = shared_folds(graph, engine)
         self.pins = {n: f for n, f in pins.items() if n not in self.shared}
         self.engine_area = estimate.engine(graph, engine) if engine and engine.places else Area()
         self.engine_cycles = engine_cycles(graph, engine) if engine and engine.places else 0
         if unknown := sorted(set(pins) - {n.name for n in graph.nodes}):
             raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
-        self.area, self.tried = cache(self._area), cache(self._tried)
+        #: Name of each node's producer (None: an input) and channels that it reads.
+        self.before: list[tuple[str | None, int]] = like.before if like else [_before(graph, n) for n in graph.nodes]
+        self.area, self.tried = (like.area, like.tried) if like else (cache(self._area), cache(self._tried))
 
     def _area(self, index: int, fold: Fold) -> Area:
         node = self.graph.nodes[index]
@@ -92,12 +99,10 @@ class Search:
         """A node's options with their cycles and what each takes of the device; narrow ones first, so that ties go to them."""
         node = self.graph.nodes[index]
         types = self.graph.types(node.inputs)
-        found = [self.pins[node.name]] if node.name in self.pins else []
-        if not found:
-            found = options(node, types, self.graph.tensors[node.outputs[0]].type, arriving, self.multiplier)
-            if isinstance(node.op, Conv):
-                kinds: tuple[RomKind, ...] = ("lut", "block")
-                found = [replace(f, memory=memory) for f in found for memory in kinds]
+        found = options(node, types, self.graph.tensors[node.outputs[0]].type, arriving, self.multiplier)
+        if isinstance(node.op, Conv):
+            kinds: tuple[RomKind, ...] = ("lut", "block")
+            found = [replace(f, memory=memory) for f in found for memory in kinds]
         found.sort(key=lambda f: (f.lanes_out, f.lanes_in))
         times = np.array([cycles(node, types, f) for f in found])
         return Options(folds=found, times=times, shares=np.array([shares_of(self.area(index, f), self.device) for f in found]))
@@ -108,11 +113,13 @@ class Search:
         for index, node in enumerate(self.graph.nodes):
             if node.name in self.shared:
                 continue
-            before = self.graph.producer(node.inputs[0])
-            channels = self.graph.types(node.inputs)[0].channels
-            arriving = min(result[before.name].lanes_out, channels) if before is not None else channels
+            if node.name in self.pins:
+                result[node.name] = self.pins[node.name]
+                continue
+            before, channels = self.before[index]
+            arriving = min(result[before].lanes_out, channels) if before is not None else channels
             tried = self.tried(index, 0 if self.wide(node) else arriving)
-            prices_of = np.where(tried.times <= (target if node.name not in self.pins else tried.times), tried.shares @ prices, np.inf)
+            prices_of = np.where(tried.times <= target, tried.shares @ prices, np.inf)
             best = int(prices_of.argmin())
             if prices_of[best] == np.inf:
                 return None
@@ -127,12 +134,12 @@ class Search:
                 result += self.area(index, folds[node.name])
         return result
 
-    def best(self, target: int) -> tuple[dict[str, Fold] | None, float, float]:
+    def best(self, target: int, rounds: int = ROUNDS) -> tuple[dict[str, Fold] | None, float, float]:
         """(folds with the least greatest share, that share, a lower bound on it) at an interval."""
         prices = np.full(4, 0.25)
         found: tuple[dict[str, Fold] | None, float] = (None, math.inf)
         bound = 0.0
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             folds = self.at(target, prices)
             if folds is None:
                 return None, math.inf, math.inf
@@ -143,6 +150,11 @@ class Search:
             weights = prices * np.exp(STRENGTH * (shares / most - 1))
             prices = 0.5 * prices + 0.5 * weights / weights.sum()
         return found[0], found[1], bound
+
+
+def _before(graph: Graph, node: Node) -> tuple[str | None, int]:
+    producer = graph.producer(node.inputs[0])
+    return producer.name if producer else None, graph.tensors[node.inputs[0]].type.channels
 
 
 def search(
@@ -157,35 +169,65 @@ def search(
 ) -> Choice:
     """The shortest interval that fits ``device`` (``target`` None), or the smallest area at ``target`` cycles a frame.
 
-    ``engine``: the plan of the shared engine, whose nodes and area are settled.
+    Where the device has external memory, a shared engine for the layers with most weights and deformable maps in memory are tried
+    beside everything on chip (sw/folding/share.py); ``engine`` pins a plan instead.
 
     CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate.py).
     """
-    state = Search(graph, device, multiplier or device.multiplier, pins or {}, engine)
+    base = Search(graph, device, multiplier or device.multiplier, pins or {}, engine)
     if target is not None:
-        folds, share, _ = state.best(target)
-        if folds is None:
-            raise CompileError(f"no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph, state.shared)}")
-        return _choice(state, folds, 0)
-    low, high = max(floor_cycles(graph, state.shared), state.engine_cycles), max(_slowest(graph), state.engine_cycles)
-    folds, share, bound = state.best(high)
-    if folds is None or share > FILL:
-        shares = dict(zip(RESOURCES, shares_of(state.total(folds), device).tolist(), strict=True)) if folds else {"everything": math.inf}
-        worst = max(shares, key=lambda k: shares[k])
-        used = f"{worst} at {shares[worst]:.0%}, the most is {FILL:.0%}"
-        raise CompileError(f"{device.name} is too small even at {high} cycles a frame: {used}")
+        found = _best(base, target, free=engine is None)
+        if found.folds is None:
+            raise CompileError(f"no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph, base.shared)}")
+        return _choice(found.state, found.folds, 0)
+    low, high = max(floor_cycles(graph, base.shared), base.engine_cycles), max(_slowest(graph), base.engine_cycles)
+    best = _best(base, high, free=engine is None)
+    if best.folds is None or best.share > FILL:
+        raise CompileError(f"{device.name} is too small even at {high} cycles a frame: {_short(best, device)}")
+    high = max(_times(best.state, best.folds).values())
     too_short = 0
-    best, high = folds, max(_times(state, folds).values())
     while high > low * CLOSE:
         middle = round(math.sqrt(low * high))
         step(f"folding: {middle:,} cycles a frame?")
-        folds, share, bound = state.best(middle)
-        if folds is not None and share <= FILL:
-            best, high = folds, middle
+        found = _best(base, middle, free=engine is None)
+        if found.folds is not None and found.share <= FILL:
+            best, high = found, middle
         else:
             low = middle
-            too_short = max(too_short, middle if bound > FILL else 0)
-    return _choice(state, best, too_short)
+            too_short = max(too_short, middle if found.bound > FILL else 0)
+    assert best.folds is not None
+    return _choice(best.state, best.folds, too_short)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The best folds of the best arrangement at an interval, their greatest share, and a lower bound on any choice's."""
+
+    state: Search
+    folds: dict[str, Fold] | None
+    share: float
+    bound: float
+
+
+def _best(base: Search, target: int, *, free: bool) -> Found:
+    """The best of all arrangements; ``free``: an engine, and maps in memory, may be tried."""
+    states = [base]
+    if free:
+        for way in arrangements(base.graph, base.device, target, base.multiplier, base.pins):
+            states.append(Search(base.graph, base.device, base.multiplier, base.pins | dict(way.pins), way.engine, like=base))
+    looked = [(state, state.best(target, ROUNDS if len(states) == 1 else SCREEN)) for state in states]
+    state, _ = min(looked, key=lambda pair: pair[1][1])
+    folds, share, _ = state.best(target)
+    return Found(state=state, folds=folds, share=share, bound=min(bound for _, (_, _, bound) in looked))
+
+
+def _short(found: Found, device: Device) -> str:
+    """What there is too little of."""
+    if found.folds is None:
+        return "everything"
+    shares = dict(zip(RESOURCES, shares_of(found.state.total(found.folds), device).tolist(), strict=True))
+    worst = max(shares, key=lambda k: shares[k])
+    return f"{worst} at {shares[worst]:.0%}, the most is {FILL:.0%}"
 
 
 def _slowest(graph: Graph) -> int:
@@ -206,4 +248,7 @@ def _choice(state: Search, folds: dict[str, Fold], too_short: int) -> Choice:
     shares = dict(zip(RESOURCES, shares_of(area, state.device).tolist(), strict=True))
     scarce, slowest = max(shares, key=lambda k: shares[k]), max(times, key=lambda k: times[k])
     limit = f"{scarce} at {shares[scarce]:.0%} of {state.device.name}; the slowest unit is {slowest} with {times[slowest]:,} cycles"
-    return Choice(folds=folds, interval=max(times.values()), area=area, shares=shares, too_short=too_short, limit=limit)
+    return Choice(
+        folds=folds, interval=max(times.values()), area=area, shares=shares, too_short=too_short, limit=limit,
+        engine=state.engine,
+    )  # fmt: skip

@@ -1,14 +1,17 @@
 """Plans for the shared engine: which layers, how wide, how many pixels a job."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 
+from hw.lib.collect import LEAST_GROUPS
 from hw.params import Multiplier
 from sw.engine import ENGINE_WAIT, PACKED, EnginePlan, Place, cycles, job_cycles, requant_of, words
+from sw.folding.deform_memory import lanes_in_word, most_traffic
+from sw.folding.fold import Fold, in_memory
 from sw.graph import Graph, Node
-from sw.ops import Conv, TensorType
+from sw.ops import Conv, Deform, TensorType
 from sw.targets import Device
 
 #: Most of the target interval that the engine's jobs may fill: what is left covers waiting for tiles.
@@ -39,24 +42,69 @@ def worthy(graph: Graph) -> list[Node]:
     return sorted((n for n in found if graph.tensors[n.outputs[0]].type.channels > NARROW), key=lambda n: -ratio(graph, n))
 
 
-def plans(graph: Graph, device: Device, target: int, multiplier: Multiplier) -> Iterator[EnginePlan]:
-    """Engines for an interval: for ever more of the worthy layers, the least that is fast enough."""
-    nodes = worthy(graph)
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """A way to use external memory: the engine's plan, if there is one, and the folds of deformable layers whose maps lie there."""
+
+    engine: EnginePlan | None
+    pins: Mapping[str, Fold]
+
+
+def arrangements(
+    graph: Graph, device: Device, target: int, multiplier: Multiplier, pins: Mapping[str, Fold]
+) -> Iterator[Arrangement]:
+    """Every way worth trying within the memory's rate, but for the one that uses no memory. Nodes in ``pins`` are left alone."""
+    if not device.memory_bytes:
+        return
+    maps: dict[str, Fold] = {}
+    spent = 0.0
+    for node in [None, *_spillable(graph, device, pins)]:
+        if node is not None:
+            assert isinstance(node.op, Deform)
+            traffic = most_traffic(node.op, graph.tensors[node.inputs[0]].type, device.memory_bits)
+            spent += (traffic.read_bytes + traffic.write_bytes) / target
+            maps[node.name] = in_memory(node, graph.tensors[node.inputs[0]].type, device.memory_bits)
+            if spent > SHARE * device.memory_bytes or traffic.cycles > target:
+                return
+            yield Arrangement(engine=None, pins=dict(maps))
+        for plan in plans(graph, device, target, multiplier, spent, pins):
+            yield Arrangement(engine=plan, pins=dict(maps))
+
+
+def _spillable(graph: Graph, device: Device, pins: Mapping[str, Fold]) -> list[Node]:
+    """Deformable layers whose maps may lie in memory, those with the largest rings first."""
+    found = []
+    for node in graph.nodes:
+        x = graph.tensors[node.inputs[0]].type
+        if isinstance(node.op, Deform) and node.op.upsample == 1 and node.name not in pins:
+            if x.channels >= LEAST_GROUPS * lanes_in_word(x, device.memory_bits):
+                found.append(node)
+    return sorted(found, key=lambda n: -graph.tensors[n.inputs[0]].type.channels * graph.tensors[n.inputs[0]].type.width)
+
+
+def plans(
+    graph: Graph, device: Device, target: int, multiplier: Multiplier, spent: float = 0.0, pins: Container[str] = ()
+) -> Iterator[EnginePlan]:
+    """Engines for an interval: for ever more of the worthy layers, the least that is fast enough; ``spent`` of the memory's rate is
+    taken."""
+    nodes = [n for n in worthy(graph) if n.name not in pins]
     ends = [k for k in range(2, len(nodes) + 1) if k == len(nodes) or ratio(graph, nodes[k - 1]) > 1.5 * ratio(graph, nodes[k])]
     for end in ends:
-        found = [p for simd in (8, 16) if (p := fitted(graph, device, nodes[:end], target, simd, multiplier)) is not None]
+        found = [p for simd in (8, 16) if (p := fitted(graph, device, nodes[:end], target, simd, multiplier, spent)) is not None]
         if found:
             yield min(found, key=lambda p: -(-p.pe // PACKED.get(multiplier, 1)) * p.simd)
 
 
-def fitted(graph: Graph, device: Device, nodes: Sequence[Node], target: int, simd: int, multiplier: Multiplier) -> EnginePlan | None:
+def fitted(
+    graph: Graph, device: Device, nodes: Sequence[Node], target: int, simd: int, multiplier: Multiplier, spent: float = 0.0
+) -> EnginePlan | None:
     """The narrowest engine of that SIMD whose jobs fill at most LOAD of the interval; None if none does, or memory is too slow."""
     work = sum(n.op.multiplications(*graph.types(n.inputs)) for n in nodes)
     first = max(work // (simd * target), 1)
     for pe in range(int(first), 6 * int(first) + 8):
         lanes = 1 if pe % 2 else 2
         plan = EnginePlan(pe=pe, simd=simd, lanes=lanes, multiplier=multiplier, data_bits=device.memory_bits)
-        tiled = with_tiles(graph, device, plan, nodes, target)
+        tiled = with_tiles(graph, device, plan, nodes, target, spent)
         if tiled is None:
             return None
         single = replace(tiled, lanes=1)
@@ -67,7 +115,9 @@ def fitted(graph: Graph, device: Device, nodes: Sequence[Node], target: int, sim
     return None
 
 
-def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[Node], target: int) -> EnginePlan | None:
+def with_tiles(
+    graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[Node], target: int, spent: float = 0.0
+) -> EnginePlan | None:
     """Pixels a job: as few as memory is fast enough for, more first where a byte of buffer saves most reading."""
     kinds = {n.name: (graph.tensors[n.inputs[0]].type, graph.tensors[n.outputs[0]].type) for n in nodes}
     packed = PACKED.get(plan.multiplier, 1)
@@ -79,7 +129,7 @@ def with_tiles(graph: Graph, device: Device, plan: EnginePlan, nodes: Sequence[N
     def rate() -> float:
         return sum(reads[n] * (kinds[n][0].pixels // t) for n, t in tiles.items()) * plan.data_bits / 8 / target
 
-    while rate() > SHARE * device.memory_bytes:
+    while rate() + spent > SHARE * device.memory_bytes:
         grown = {n: _next_tile(kinds[n][0], t + 1) for n, t in tiles.items()}
         gains = {}
         for name, tile in grown.items():

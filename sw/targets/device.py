@@ -10,8 +10,8 @@ from hw.params import Multiplier
 class Device:
     """Resources: LUTs (of ``lut_inputs``), flip-flops, multiplier slices, and block memories in units of 36 kbit.
 
-    ``multiplier``: the portable packing that suits the slices. ``memory_bytes``: what external memory can be relied on for, bytes a cycle
-    at ``clock_hz``; ``memory_bits``: width of a port to it.
+    ``multiplier``: the kind that uses the slices best. ``memory_bytes``: what external memory can be relied on for, bytes a cycle
+    at ``clock_hz`` (0: there is none); ``memory_bits``: width of a port to it.
     """
 
     name: str
@@ -23,5 +23,5 @@ class Device:
     clock_hz: float
     note: str
     multiplier: Multiplier = "packed27"
-    memory_bytes: float = 8.0
+    memory_bytes: float = 0.0
     memory_bits: int = 128

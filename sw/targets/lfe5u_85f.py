@@ -9,6 +9,6 @@ DEVICE = Device(
     multipliers=156,
     bram36=104,
     clock_hz=100e6,
-    multiplier="packed18",
+    multiplier="mult18x18d",
     note="208 EBR of 18 kbit; the clock is measured by nextpnr, 100 MHz is a placeholder until then",
 )

@@ -9,6 +9,7 @@ DEVICE = Device(
     multipliers=360,
     bram36=216,
     clock_hz=250e6,
+    multiplier="dsp48e2",
     memory_bytes=11.0,  # two thirds of LPDDR4-1066 with 32 bits, 4.27 GB/s
     note="250 MHz is assumed, never claimed as met without the vendor's timing",
 )
