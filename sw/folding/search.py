@@ -85,7 +85,8 @@ class Search:
             raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
         #: Name of each node's producer (None: an input) and channels that it reads.
         self.before: list[tuple[str | None, int]] = like.before if like else [_before(graph, n) for n in graph.nodes]
-        self.area, self.tried = (like.area, like.tried) if like else (cache(self._area), cache(self._tried))
+        self.area: Callable[[int, Fold], Area] = like.area if like else cache(self._area)
+        self.tried: Callable[[int, int], Options] = like.tried if like else cache(self._tried)
 
     def _area(self, index: int, fold: Fold) -> Area:
         node = self.graph.nodes[index]
