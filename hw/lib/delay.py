@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from amaranth import Cat, Module, Mux, Signal, Value
-from amaranth.lib import memory
 
 from hw.lib.ring import counter
+from hw.lib.store import ram
 
 #: Steps from which on a delay is a memory instead of registers.
 MEMORY_FROM = 4
@@ -22,7 +22,7 @@ def delayed(m: Module, value: Value, steps: int, en: Value, name: str) -> Value:
                 m.d.sync += register.eq(value)
             value = register
         return value
-    m.submodules[name] = words = memory.Memory(shape=len(value), depth=steps, init=[])
+    m.submodules[name] = words = ram(len(value), steps)
     w_port, r_port = words.write_port(), words.read_port()
     at, after = counter(steps, f"{name}_at"), counter(steps, f"{name}_after")
     m.d.comb += after.eq(Mux(at == steps - 1, 0, at + 1))

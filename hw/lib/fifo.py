@@ -4,16 +4,15 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from amaranth.hdl import Array, Module, Mux, Signal
-from amaranth.lib import memory, stream
+from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.store import ram
 from hw.params import Lanes
 from hw.units.base import Unit, signature
 
-#: Where the beats are kept: chosen by the tools, registers, LUT RAM, block RAM.
+#: Where the beats are kept: by the rule of hw/lib/store.py, registers, LUT RAM, block RAM.
 Kind = Literal["auto", "registers", "lut", "block"]
-#: What synthesis calls the memories (the attribute ram_style, which Yosys and the vendors' tools read).
-STYLES = {"lut": "distributed", "block": "block"}
 
 
 class Fifo(Unit):
@@ -27,7 +26,7 @@ class Fifo(Unit):
     ----------
     lanes: what a beat carries
     depth: beats it holds, at least 1
-    kind: where the beats of a depth of 3 and more are kept; "auto" leaves the memory to the tools, which go by its size
+    kind: where the beats of a depth of 3 and more are kept
 
     Members
     -------
@@ -97,8 +96,7 @@ class Fifo(Unit):
     def memory(self, m: Module) -> None:
         """A ring of depth - 1 beats and the register of its read port."""
         size = self.depth - 1
-        attributes = {"ram_style": STYLES[self.kind]} if self.kind in STYLES else {}
-        m.submodules.queue = queue = memory.Memory(shape=self.lanes.width, depth=size, init=[], attrs=attributes)
+        m.submodules.queue = queue = ram(self.lanes.width, size, self.kind if self.kind in ("lut", "block") else None)
         w_port, r_port = queue.write_port(), queue.read_port()
         level, valid = Signal(range(size + 1)), Signal()  # beats in the ring; whether the register holds one
         put, get = Signal(), Signal()

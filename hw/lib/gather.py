@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.bilinear import interpolate, interpolate_stages, later
 from hw.lib.fifo import Fifo
 from hw.lib.offsets import Offsets
 from hw.lib.ring import count_rows, counter
+from hw.lib.store import ram
 from hw.params import DeformRing, Lanes
 from hw.units.base import signature
 
@@ -81,7 +82,7 @@ class GatherStage(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         self._memories = {
-            (row, col): memory.Memory(shape=self.lanes.width, depth=self.rows // self.banks * self.bank_line, init=[])
+            (row, col): ram(self.lanes.width, self.rows // self.banks * self.bank_line)
             for row in range(self.banks) for col in range(self.banks)
         }  # fmt: skip
         self._ports = {place: bank.read_port() for place, bank in self._memories.items()}

@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, stream
-from amaranth.lib.memory import Memory
+from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import bits_for, wrap
 from hw.lib.core import MatVecCore
+from hw.lib.store import ram, rows_of
 from hw.params import Ints, Ints2, Lanes, Multiplier, Range
 from hw.units.base import Unit, signature
 
@@ -100,7 +100,7 @@ class HeldMatVec(Unit):
     ) -> Any:
         """Two maps of ``size`` beats: ``some`` while a beat is there that the first fold has not read; the beat read a cycle ago."""
         depth = 2 * size
-        m.submodules[name] = memory = Memory(shape=i.payload.shape(), depth=depth, init=[])
+        m.submodules[name] = memory = ram(i.payload.shape(), depth)
         write, port = memory.write_port(), memory.read_port()
         fresh, used, room = Signal(range(depth + 1)), Signal(range(depth + 1)), Signal(init=1)
         place, index, upper = Signal(range(depth)), Signal(range(depth)), Signal()
@@ -129,7 +129,7 @@ class HeldMatVec(Unit):
 
     def rows(self, m: Module, step: Signal, filled: Signal, beat: Signal, done: Any) -> Any:
         """Two folds' weights; ``filled`` while the current one is whole."""
-        m.submodules.rows = memory = Memory(shape=self.w_i.payload.shape(), depth=2 * self.beats, init=[])
+        m.submodules.rows = memory = ram(self.w_i.payload.shape(), 2 * self.beats)
         write, port = memory.write_port(), memory.read_port()
         place, into, current = Signal(range(self.beats)), Signal(), Signal()
         full = Signal(2)  # which halves are whole
@@ -157,10 +157,8 @@ class HeldMatVec(Unit):
         shape = signed(self.core.bits)
         if self.folds == 1:
             return [Const(v, shape) for v in self.bias[0]]
-        m.submodules.bias = rom = Memory(shape=data.ArrayLayout(shape, self.core.pe), depth=self.folds, init=self.bias)
-        port = rom.read_port()
-        m.d.comb += [port.addr.eq(fold), port.en.eq(step)]
-        return [port.data[k] for k in range(self.core.pe)]
+        found = rows_of(m, "bias", self.bias, self.core.bits, fold, step)
+        return [found[k] for k in range(self.core.pe)]
 
 
 class Reorder(Unit):
@@ -185,7 +183,7 @@ class Reorder(Unit):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         size = self.outer * self.inner
-        m.submodules.frames = memory = Memory(shape=self.i.payload.shape(), depth=2 * size, init=[])
+        m.submodules.frames = memory = ram(self.i.payload.shape(), 2 * size)
         write, port = memory.write_port(), memory.read_port()
         place, into, full = Signal(range(size)), Signal(), Signal(2)
         out, inn, base, current = Signal(range(self.outer)), Signal(range(self.inner)), Signal(range(size + self.inner)), Signal()

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from amaranth import Module, Mux, Signal, Value, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import add_carry
 from hw.lib.primitives import DspMac
 from hw.lib.ring import counter
 from hw.lib.soft import booth, booth_sum
+from hw.lib.store import rows_of
 from hw.params import Ints, Ints2, Lanes, Multiplier
 from hw.units.base import signature
 
@@ -64,15 +65,14 @@ class Mac(wiring.Component):
         m = Module()
         lanes, groups, taps = self.lanes.lanes, len(self._bias), self.taps
         bits = bits_for(v for word in self._weights for v in word)
-        m.submodules.weights = weights = memory.Memory(shape=data.ArrayLayout(signed(bits), lanes), depth=groups * taps, init=self._weights)
-        m.submodules.bias = bias = memory.Memory(shape=data.ArrayLayout(signed(self.out.bits), lanes), depth=groups, init=self._bias)
-        w_port, b_port = weights.read_port(), bias.read_port()
         step = Signal()
-        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step), w_port.en.eq(step), b_port.en.eq(step)]
+        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step)]
 
         tap, group, index = counter(taps, "tap"), counter(groups, "group"), counter(groups * taps, "index")
+        group_1 = counter(groups, "group_1")
         last = tap == taps - 1
-        m.d.comb += w_port.addr.eq(index)
+        weights = rows_of(m, "weights", self._weights, bits, index, step)
+        bias = rows_of(m, "bias", self._bias, self.out.bits, group_1, step)
         with m.If(step & self.i.valid):
             m.d.sync += tap.eq(Mux(last, 0, tap + 1))
             with m.If(last):
@@ -80,15 +80,14 @@ class Mac(wiring.Component):
             m.d.sync += index.eq(Mux(last & (group == groups - 1), 0, index + 1))
 
         # Stage 1: word and weights. Stage 2: products and bias. Stage 3: sum.
-        valid, first, end, group_1 = Signal(2), Signal(2), Signal(2), counter(groups, "group_1")
-        m.d.comb += b_port.addr.eq(group_1)
+        valid, first, end = Signal(2), Signal(2), Signal(2)
         with m.If(step):
             m.d.sync += [group_1.eq(group), valid.eq(valid << 1 | self.i.valid)]
             m.d.sync += [first.eq(first << 1 | (tap == 0)), end.eq(end << 1 | last)]
             m.d.sync += self.o.valid.eq(valid[1] & end[1])
         lane = {"dsp48e2": self._slice, "soft": self._soft}.get(self.multiplier, self._inferred)
         for k in range(lanes):
-            lane(m, k, w_port.data[k], b_port.data[k], step, step & valid[1], first[1])
+            lane(m, k, weights[k], bias[k], step, step & valid[1], first[1])
         return m
 
     def _slice(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:

@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import data, stream
-from amaranth.lib.memory import Memory
+from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import bits_for, wrap
 from hw.lib.core import MatVecCore
 from hw.lib.rom import Rom
+from hw.lib.store import ram, rows_of
 from hw.params import Ints, Ints3, Lanes, Multiplier, Range, RomKind
 from hw.units.base import Unit, signature
 
@@ -121,7 +121,7 @@ class MatVec(Unit):
     def kept(self, m: Module, step: Signal, issue: Signal, beat: Signal, fold: Signal, last_fold: Value) -> Any:
         """Several folds: beats go through a ring of two vectors. Returns the beat a cycle after its issue."""
         depth = 2 * self.beats
-        m.submodules.vector = memory = Memory(shape=self.i.payload.shape(), depth=depth, init=[])
+        m.submodules.vector = memory = ram(self.i.payload.shape(), depth)
         write, read = memory.write_port(), memory.read_port()
         # The first fold reads beats as they come; the others find them there; those that the last fold has read are free.
         fresh, used = Signal(range(depth + 1)), Signal(range(depth + 1))
@@ -172,7 +172,5 @@ class MatVec(Unit):
         shape = signed(self.o_lanes.bits)
         if self.folds == 1:
             return [Const(v, shape) for v in self.bias[0]]
-        m.submodules.bias = rom = Memory(shape=data.ArrayLayout(shape, self.o_lanes.lanes), depth=self.folds, init=self.bias)
-        port = rom.read_port()
-        m.d.comb += [port.addr.eq(fold), port.en.eq(step)]
-        return [port.data[k] for k in range(self.o_lanes.lanes)]
+        found = rows_of(m, "bias", self.bias, self.o_lanes.bits, fold, step)
+        return [found[k] for k in range(self.o_lanes.lanes)]

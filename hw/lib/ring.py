@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from amaranth import Cat, Module, Mux, Signal, Value, signed, unsigned
 
 from hw.lib.arith import add_carry
+from hw.lib.store import block_shape, place_of, ram_luts
 from hw.params import DeformRing, Window
 
 
@@ -73,19 +74,15 @@ def _backlog(height: int, width: int, window: Window) -> int:
     return max(0, busy - rest, (out_h - 1) * (busy - fed))
 
 
-#: (width, depth) of a block RAM of 18 kbit.
-BLOCKS = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
-
-
 def ring_size(width: int, depth: int) -> int:
-    """Words of the memory for a ring of ``depth`` words: a power of two, whose addresses go round by themselves, where that takes no more
-    block RAM."""
+    """Words of the memory for a ring of ``depth`` words: a power of two, whose addresses go round by themselves, where that takes no
+    more block RAM or LUTs."""
 
-    def blocks(words: int) -> int:
-        return min(-(-width // w) * -(-words // d) for w, d in BLOCKS)
+    def cost(words: int) -> int:
+        return block_shape(width, words)[0] if place_of(width, depth) == "block" else ram_luts(width, words)
 
     rounded = 1 << (depth - 1).bit_length()
-    return rounded if blocks(rounded) == blocks(depth) else depth
+    return rounded if cost(rounded) == cost(depth) else depth
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.store import table
 from hw.params import RomKind
 
 
@@ -17,9 +17,8 @@ class Rom(wiring.Component):
     """``rows`` of ``bits`` one after the other, for ever: ``data`` is the row that the counter showed at the last ``en``.
 
     The counter is its own and not merged with equal ones elsewhere, since one counter for many memories drives too much.
-    A module of its own: synthesis maps it apart (sw/synth/measure.py).
 
-    Ports: ``en``: the row is fetched; ``next``: the counter moves on; ``data``. ``kind``: where the rows stand.
+    Ports: ``en``: the row is fetched; ``next``: the counter moves on; ``data``. ``kind``: where the rows stand (hw/lib/store.py).
     """
 
     en: Signal
@@ -32,11 +31,8 @@ class Rom(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        style = {} if self.kind == "auto" else {"rom_style": {"lut": "logic", "block": "block"}[self.kind]}
-        m.submodules.rows = memory = Memory(shape=self.bits, depth=len(self.rows), init=self.rows, attrs=style)
-        port = memory.read_port()
         index = Signal(range(len(self.rows)), attrs={"keep": 1})
-        m.d.comb += [port.addr.eq(index), port.en.eq(self.en), self.data.eq(port.data)]
+        m.d.comb += self.data.eq(table(m, "rows", self.rows, self.bits, index, self.en, self.kind))
         with m.If(self.next):
             m.d.sync += index.eq(Mux(index == len(self.rows) - 1, 0, index + 1))
         return m

@@ -4,12 +4,13 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import adder_tree, bits_for, tree_stages
 from hw.lib.mac import words_of
 from hw.lib.ring import counter
+from hw.lib.store import rows_of
 from hw.params import Ints, Ints2, Lanes
 from hw.units.base import signature
 
@@ -83,11 +84,8 @@ class TapsMac(wiring.Component):
         """The words of row ``at``, one step later; constants if there is one row."""
         if len(rows) == 1:
             return [Const(v, signed(bits)) for v in rows[0]]
-        layout = data.ArrayLayout(signed(bits), len(rows[0]))
-        m.submodules[name] = rom = memory.Memory(shape=layout, depth=len(rows), init=rows)
-        port = rom.read_port()
-        m.d.comb += [port.addr.eq(at), port.en.eq(step)]
-        return [port.data[k] for k in range(len(rows[0]))]
+        found = rows_of(m, name, rows, bits, at, step)
+        return [found[k] for k in range(len(rows[0]))]
 
     def _sums(self, m: Module, step: Value, words: Any, weights: list[Value], bits: int) -> list[Value]:
         """Products, then a tree of them for each lane."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.ring import counter
+from hw.lib.store import ram
 
 
 def entry_layout(value_bits: int, label_bits: int, data_bits: int) -> data.StructLayout:
@@ -48,7 +49,7 @@ class TopK(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         slot_bits = max((self.depth - 1).bit_length(), 1)
-        m.submodules.kept = kept = memory.Memory(shape=self.entry.size, depth=2 << slot_bits, init=[])
+        m.submodules.kept = kept = ram(self.entry.size, 2 << slot_bits)
         w_port, r_port = kept.write_port(), kept.read_port()
         ended, reading, half = Signal(), Signal(), Signal()
         snap, insert = Signal(), Signal()

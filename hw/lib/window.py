@@ -4,12 +4,13 @@ from __future__ import annotations
 from typing import Literal
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import add_carry, bits_for
 from hw.lib.fifo import Fifo
 from hw.lib.ring import Loop, ring_size, strides, window_ring
+from hw.lib.store import ram
 from hw.lib.walk import Walk, ring_address
 from hw.params import Lanes, Window
 from hw.units.base import signature
@@ -139,7 +140,7 @@ class WindowStage(wiring.Component):
         """The memory, its addresses, and the word two steps after its tap."""
         groups = self.groups
         size = ring_size(self.lanes.width, self.depth)
-        m.submodules.rows = rows = memory.Memory(shape=self.lanes.width, depth=size, init=[])
+        m.submodules.rows = rows = ram(self.lanes.width, size)
         w_port, r_port = rows.write_port(), rows.read_port()
         corner = (self.window.pad[0] * self.width + self.window.pad[1]) * groups
         w_addr = Signal(len(w_port.addr), init=corner % size)

@@ -7,13 +7,13 @@ from typing import Any
 
 from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import bits_for
 from hw.lib.fifo import Fifo
 from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep, shift_right
 from hw.lib.primitives import DspMac, register
+from hw.lib.store import table
 from hw.params import Ints, Lanes
 
 from .base import Unit, signature
@@ -120,11 +120,9 @@ class RequantUnit(Unit):
         result = {name: [Const(v, tables[name][1]) for v in rows[name][0]] for name in tables if name not in varying}
         if varying:
             layout = data.StructLayout({name: data.ArrayLayout(tables[name][1], lanes) for name in varying})
-            init = [{name: rows[name][k] for name in varying} for k in range(self.groups)]
-            m.submodules.parameters = memory = Memory(shape=layout, depth=self.groups, init=init)
-            port = memory.read_port()
-            m.d.comb += [port.addr.eq(group), port.en.eq(en)]
-            result |= {name: [port.data[name][n] for n in range(lanes)] for name in varying}
+            init = [layout.const({name: rows[name][k] for name in varying}).as_bits() for k in range(self.groups)]
+            found = data.View(layout, table(m, "parameters", init, layout.size, group, en))
+            result |= {name: [found[name][n] for n in range(lanes)] for name in varying}
         return result
 
     def elaborate(self, platform: Any) -> Module:

@@ -4,10 +4,11 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import memory, stream
+from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.groups import last_group, used_lanes
+from hw.lib.store import table
 from hw.params import Ints, Lanes
 
 from .base import Unit, signature
@@ -16,7 +17,7 @@ from .base import Unit, signature
 class TableUnit(Unit):
     """A value of the table for every value that comes. Golden model: sw.ops.table.Table.golden.
 
-    One ROM with a synchronous read port a lane. Throughput one beat a cycle, latency 1; ready passes through from the output.
+    A ROM a lane (hw/lib/store.py). Throughput one beat a cycle, latency 1; ready passes through from the output.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class TableUnit(Unit):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         bits = self.o_lanes.bits
-        m.submodules.values = rom = memory.Memory(shape=bits, depth=len(self.values), init=[v & (1 << bits) - 1 for v in self.values])
+        values = [v & (1 << bits) - 1 for v in self.values]
         step = Signal()
         m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step)]
         last = last_group(m, self.groups, step & self.i.valid)
@@ -60,8 +61,6 @@ class TableUnit(Unit):
             m.d.sync += [self.o.valid.eq(self.i.valid), used.eq(Cat(used_lanes(self.channels, self.i_lanes, last)))]
         found = []
         for k in range(self.i_lanes.lanes):
-            port = rom.read_port()
-            m.d.comb += [port.addr.eq(self.i.payload[k]), port.en.eq(step)]
-            found.append(Mux(used[k], port.data, 0))
+            found.append(Mux(used[k], table(m, f"values{k}", values, bits, self.i.payload[k].as_unsigned(), step), 0))
         m.d.comb += self.o.payload.as_value().eq(Cat(found))
         return m

@@ -5,12 +5,12 @@ from typing import Any
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import add_carry
 from hw.lib.fifo import Fifo
 from hw.lib.ring import Loop, strides
+from hw.lib.store import ram
 from hw.lib.walk import Walk, ring_address
 from hw.params import Lanes
 
@@ -55,7 +55,7 @@ class UpsampleUnit(Unit):
         wiring.connect(m, out.o, wiring.flipped(self.o))
         row, factor = self.width * self.beats, self.factor
         depth = row + SLACK
-        m.submodules.row = memory = Memory(shape=self.lanes.width, depth=depth, init=[])
+        m.submodules.row = memory = ram(self.lanes.width, depth)
         write, read = memory.write_port(), memory.read_port()
         store, go, step = Signal(), Signal(), Signal()
         # Rows `factor` times, in them pixels `factor` times, in them channel groups.

@@ -25,12 +25,14 @@ SYNTH: dict[Family, str] = {
     "ecp5": f"synth_ecp5 -top {TOP}",
 }
 #: ABC9 asserts on the nets of some of Amaranth's Verilog (Yosys issue 4349); nets split bit by bit do not trip it.
-#: Weights in LUTs are mapped apart from the rest: mapped together, ABC trades their depth for area because carries are longer anyway.
-APART = "setattr -mod -set keep_hierarchy 1 *.weights*"
+#: Tables in LUTs (hw/lib/store.py) are mapped apart from the rest: mapped together, ABC trades their area for depth.
+APART = "setattr -mod -set keep_hierarchy 1 *lut_table*"
 TOGETHER = ("setattr -mod -unset keep_hierarchy *", "flatten", "opt_clean -purge")
 SCRIPTS = {
     family: (APART, f"{synth} -run :map_luts", "splitnets", f"{synth} -run map_luts:", *TOGETHER) for family, synth in SYNTH.items()
 }
+#: A memory of zeros.
+ZEROS = re.compile(r"(?P<memory> *reg \[\d+:0\] (?P<name>\S+) +\[\d+:0\];\n) *initial begin\n(?: *(?P=name) *\[\d+\] = \d+'h0+;\n)+ *end\n")
 PLACE = ("--85k", "--speed", "6", "--package", "CABGA381", "--freq", "200", "--timing-allow-fail")
 
 
@@ -52,8 +54,13 @@ class Timing:
 
 
 def verilog_of(component: Any) -> str:
-    """The component as module ``unit``, without the first comment, which names a version of Yosys."""
-    return re.sub(r"\A/\*.*?\*/", "", convert(component, TOP, primitives=True))
+    """The component as module ``unit``, without the first comment, which names a version of Yosys.
+
+    Memories that are written start with anything: zeros, a line a word, would take Yosys minutes to read.
+    """
+    text = re.sub(r"\A/\*.*?\*/", "", convert(component, TOP, primitives=True))
+    written = set(re.findall(r"^ *(\S+?) *\[[^\n=]*\](?:\[[^\n=]*\])? <= ", text, re.MULTILINE))
+    return ZEROS.sub(lambda found: found["memory"] if found["name"] in written else found[0], text)
 
 
 def _netlist(text: str, family: Family) -> Path:

@@ -56,7 +56,9 @@ def test_every_kind_keeps_order_depth_and_rate(kind: Kind, depth: int) -> None:
 def test_the_kind_is_what_synthesis_reads() -> None:
     assert 'ram_style = "block"' in convert(Fifo(LANES, 64, "block"), "queue")
     assert 'ram_style = "distributed"' in convert(Fifo(LANES, 64, "lut"), "queue")
-    assert "ram_style" not in convert(Fifo(LANES, 64), "queue")
+    # Left to the rule: a few words are LUT RAM, what fills a third of a block is one.
+    assert 'ram_style = "distributed"' in convert(Fifo(LANES, 17), "queue")
+    assert 'ram_style = "block"' in convert(Fifo(LANES, 1025), "queue")
     assert not re.search(r"reg \[\d+:0\] \S+ \[\d+:0\];", convert(Fifo(LANES, 16, "registers"), "queue"))  # no memory
 
 

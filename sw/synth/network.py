@@ -1,0 +1,103 @@
+"""Area of every unit of a compiled design by Yosys, beside its estimate: ``warploom synth --device xczu3eg``.
+
+Each unit, FIFO, fork and gearbox is synthesized by itself and flattened, so the sum leaves out what an optimization across units might
+save. Results are cached by the Verilog: equal units once, and an interrupted run goes on where it was.
+"""
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from hw.lib.fifo import Fifo
+from sw import estimate
+from sw.estimate import Area, Family
+from sw.lower import Design
+from sw.synth import measure
+
+#: Processes at once.
+WORKERS = 2
+#: Told how many parts of how many are done.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One piece of a design: ``kind`` is its operator's name, or fifo, fork, regroup; ``make`` gives the component."""
+
+    name: str
+    kind: str
+    estimate: Area
+    make: Callable[[], Any]
+
+
+def parts(design: Design, family: Family) -> list[Part]:
+    """Every unit and FIFO of a design, with its estimate for ``family``."""
+    areas = estimate.parts(design, family)
+    found = [Part(name=n, kind=kind_of(design, n), estimate=areas[n], make=lambda u=u: u) for n, u in design.units.items()]
+    for link in design.links:
+        if link.depth:
+            make = lambda k=link: Fifo(k.source.lanes, k.depth)  # noqa: E731
+            found.append(Part(name=link.name, kind="fifo", estimate=areas[link.name], make=make))
+    return found
+
+
+def kind_of(design: Design, unit: str) -> str:
+    """The operator of a unit, or what it is if it serves no node."""
+    return design.nodes[unit].op.name if unit in design.nodes else type(design.units[unit]).__name__.lower()
+
+
+#: What the processes work on: they are forked, and a component need not be sent to them.
+_parts: list[Part] = []
+
+
+def _measured(index: int, family: Family) -> Area:
+    return measure.area(_parts[index].make(), family)
+
+
+def measured(found: list[Part], family: Family, progress: Progress | None = None) -> list[Area]:
+    """The area of each part."""
+    _parts[:] = found
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("fork")) as pool:
+        tasks = [pool.submit(_measured, k, family) for k in range(len(found))]
+        try:
+            for done, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                if progress is not None:
+                    progress(done, len(tasks))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [task.result() for task in tasks]
+
+
+def errors(estimated: Area, found: Area) -> dict[str, float | None]:
+    """(estimate - measured) / measured of each resource; None where nothing was measured."""
+    pairs = zip(estimated.record().items(), found.record().values(), strict=True)
+    return {name: (value - real) / real if real else None for (name, value), real in pairs}
+
+
+def entry(estimated: Iterable[Area], found: Iterable[Area], **more: Any) -> dict[str, Any]:
+    """A record of one or several parts: sums of estimates and measurements, and their error."""
+    total, real = sum(estimated, Area()), sum(found, Area())
+    return {**more, "estimate": total.record(), "measured": real.record(), "error": errors(total, real)}
+
+
+def compare(found: list[Part], areas: list[Area]) -> dict[str, Any]:
+    """Estimates beside measurements: each part, each kind of part, all together."""
+    pairs = list(zip(found, areas, strict=True))
+    kinds = sorted({part.kind for part in found})
+    of_kind = {kind: [(p, a) for p, a in pairs if p.kind == kind] for kind in kinds}
+    return {
+        "units": [entry([p.estimate], [a], name=p.name, kind=p.kind) for p, a in pairs],
+        "kinds": [entry((p.estimate for p, _ in g), (a for _, a in g), kind=kind, parts=len(g)) for kind, g in of_kind.items()],
+        "total": entry((p.estimate for p in found), areas, parts=len(found)),
+    }
+
+
+def synthesize(design: Design, family: Family, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure and compare every part of a design."""
+    found = parts(design, family)
+    return compare(found, measured(found, family, progress))
