@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,14 @@ def load_design(folder: Path) -> dict[str, Any]:
     return record
 
 
+def load_built(folder: Path) -> Design:
+    """The units and links of a compiled design, built again by the compiler as it is now."""
+    folds = {name: Fold(**fold) for name, fold in json.loads((folder / "folding.json").read_text()).items()}
+    design, depths = lower(load_model(folder), folds), {k["link"]: k["depth"] for k in load_design(folder)["fifos"]}
+    design.links = [replace(link, depth=depths.get(link.name, 0)) for link in design.links]
+    return design
+
+
 def load_model(folder: Path) -> Graph:
     """The graph of a compiled design."""
     return load_graph(folder / "model.onnx")
@@ -144,21 +153,20 @@ def describe(design: Design) -> dict[str, Any]:
     """Everything about a design that later steps read, ready for JSON."""
     graph = design.graph
     (image,) = graph.inputs
-    fifos = [(k.source.lanes.width, k.depth) for k in design.links if k.depth]
-    total, areas = estimate.network(graph, dict(design.folds), fifos, design.engine)
+    areas = estimate.design(design)
     return {
         "input": _stream("image", image, graph, design.inputs["image"].lanes),
         "outputs": [_stream(identifier(t), t, graph, design.ports[t].lanes) for t in graph.outputs],
         "probes": [_stream("", t, graph, p.lanes) | design.order(t) for t, p in design.probes.items()],
         "memories": design.memory_ports(),
-        "nodes": [_node(design, name, areas[design.nodes[name].name]) for name in design.nodes],
+        "nodes": [_node(design, name, areas[name]) for name in design.nodes],
         "engine": _engine(design, areas) if design.engine and design.engine.places else None,
         "fifos": [{"link": k.name, "depth": k.depth, "bits": k.depth * k.source.lanes.width} for k in design.links if k.depth],
         "multiplications": graph.multiplications(),
         "multipliers": sum(u.multipliers for u in design.units.values()),
         "lanes": sum(u.multipliers for u in design.units.values() if not isinstance(u, RequantUnit)),
         "weight_bytes": weight_bytes(graph),
-        "area": total.record(),
+        "area": sum(areas.values(), estimate.Area()).record(),
         "interval_cycles": max(u.frame_cycles for u in design.units.values()),
         "notes": list(graph.notes),
         "metadata": dict(graph.metadata),

@@ -49,15 +49,15 @@ def ram_luts(width: int, depth: int) -> int:
     return banks * 8 * -(-width // 7) + width * mux_luts(banks)
 
 
-def blocks(width: int, depth: int) -> int:
-    """Block RAMs of 18 kbit, in the shape that takes fewest."""
-    return min(-(-width // w) * -(-depth // d) for w, d in ASPECTS)
+def block_shape(width: int, depth: int) -> tuple[int, int]:
+    """(block RAMs of 18 kbit, how many stand behind each other) in the shape that takes fewest, of those the shallowest."""
+    return min((-(-width // w) * -(-depth // d), -(-depth // d)) for w, d in ASPECTS)
 
 
 def place_of(width: int, depth: int, *, written: bool = True) -> Place:
     """Where a memory of ``depth`` words stands: the rule."""
     luts = ram_luts(width, depth) if written else table_luts(width, depth)
-    return "lut" if luts <= LUTS_A_BLOCK * blocks(width, depth) else "block"
+    return "lut" if luts <= LUTS_A_BLOCK * block_shape(width, depth)[0] else "block"
 
 
 def ram(shape: Any, depth: int, place: Place | None = None) -> Memory:

@@ -35,7 +35,7 @@ class Part:
 
 def parts(design: Design, family: Family) -> list[Part]:
     """Every unit and FIFO of a design, with its estimate for ``family``."""
-    areas = estimate.parts(design, family)
+    areas = estimate.design(design, family)
     found = [Part(name=n, kind=kind_of(design, n), estimate=areas[n], make=lambda u=u: u) for n, u in design.units.items()]
     for link in design.links:
         if link.depth:

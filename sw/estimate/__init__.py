@@ -1,0 +1,56 @@
+"""Area of every unit from its sizes alone: structures of known parts, priced for a family of devices.
+
+``sw.estimate.parts`` and ``units`` follow hw/lib and hw/units; memories are placed by the hardware's own rule (hw/lib/store.py). The few
+constants were fitted to Yosys; ``warploom synth`` and ``warploom bench estimates`` print how far they are off.
+"""
+from __future__ import annotations
+
+from hw.lib.fork import Fork
+from hw.lib.regroup import Regroup
+from sw.estimate import parts
+from sw.estimate.area import Area, Family, price
+from sw.estimate.units import UNITS, regroup
+from sw.folding.fold import Fold
+from sw.graph import Node
+from sw.lower import Design
+from sw.ops import TensorType
+
+__all__ = ["Area", "Family", "area", "design", "fifo", "fork", "gearbox"]
+
+
+def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
+    """The unit of ``node``."""
+    return price(UNITS[type(node.op)](node.op, types, out, fold), family)
+
+
+def fifo(width: int, depth: int, family: Family = "xcup") -> Area:
+    """A queue of ``depth`` beats of ``width`` bits."""
+    return price(parts.queue(width, depth), family)
+
+
+def fork(outputs: int, family: Family = "xcup") -> Area:
+    """A fork to so many outputs, however wide."""
+    return price(parts.fork(outputs), family)
+
+
+def gearbox(channels: int, bits: int, lanes_in: int, lanes_out: int, family: Family = "xcup") -> Area:
+    """A gearbox from one number of lanes to another."""
+    return price(regroup(channels, bits, lanes_in, lanes_out), family)
+
+
+def design(built: Design, family: Family = "xcup") -> dict[str, Area]:
+    """Every unit of a design by its name, and every FIFO by its link's."""
+    found = {name: _unit(built, name, family) for name in built.units}
+    return found | {k.name: fifo(k.source.lanes.width, k.depth, family) for k in built.links if k.depth}
+
+
+def _unit(built: Design, name: str, family: Family) -> Area:
+    unit, node = built.units[name], built.nodes.get(name)
+    if isinstance(unit, Fork):
+        return fork(unit.outputs, family)
+    if isinstance(unit, Regroup):
+        return gearbox(unit.channels, unit.i_lanes.bits, unit.i_lanes.lanes, unit.o_lanes.lanes, family)
+    if node is None:
+        raise ValueError(f"{name} must be a fork, a gearbox or the unit of a node, not {type(unit).__name__}")
+    graph = built.graph
+    return area(node, graph.types(node.inputs), graph.tensors[node.outputs[0]].type, built.folds[node.name], family)

@@ -1,0 +1,32 @@
+"""The shared engine (hw/engine.py) as a structure: core, pools in front and behind, slabs of weights, requantizers."""
+from __future__ import annotations
+
+from sw.engine import EnginePlan, members
+from sw.estimate.area import Structure, ram
+from sw.estimate.parts import register
+from sw.estimate.units import accumulators, dot
+from sw.folding.fold import Fold, beats, packed
+from sw.graph import Graph
+from sw.ops import TensorType
+
+#: Bits of an accumulator.
+ACCUMULATOR = 24
+
+
+def engine(graph: Graph, plan: EnginePlan) -> Structure:
+    """The engine of ``plan``; each stream has its counters and its share of the multiplexer in front, and a register behind."""
+    layers = members(graph, plan)
+    products, rows, front, behind, convs = plan.pe * plan.simd, 0, 0, 0, []
+    for name, (conv, after) in layers.items():
+        x, y, place = graph.tensors[conv.inputs[0]].type, graph.tensors[after.outputs[0]].type, plan.places[name]
+        rows = max(rows, beats(x.channels, plan.simd))
+        front += place.tile * place.in_slots * beats(x.channels, plan.simd)
+        behind += place.tile * place.out_slots * beats(y.channels, plan.simd)
+        convs.append(conv)
+    lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
+    pixel = TensorType(height=1, width=1, channels=1, bits=8, signed=False)
+    core, _, _ = dot(min(convs, key=lambda c: packed(c, pixel, lanes)).op, pixel, lanes)
+    sums = accumulators(plan.pe, ACCUMULATOR) + register(ACCUMULATOR * plan.pe, 1)
+    pools = ram(8 * plan.simd, front) + ram(8 * plan.simd, behind) + ram(products * 4, 2 * rows)
+    streams = Structure(len(layers) * (40 + 3 * plan.simd), len(layers) * (40 + 8 * plan.simd))
+    return core + sums + pools + streams + Structure(400 + 260 * plan.lanes, 500, plan.lanes)

@@ -1,0 +1,120 @@
+"""Parts that units share: counters, queues, windows, multiply-accumulate, gathering. Widths as in hw/lib; few constants, fitted to Yosys.
+
+A register is a flip-flop a bit, an adder a LUT a bit, a multiplexer of two a LUT a bit unless an adder takes it along.
+"""
+from __future__ import annotations
+
+from hw.lib.ring import window_ring
+from hw.params import Window
+from sw.estimate.area import Structure, ram, rom
+from sw.ops import TensorType
+
+#: LUTs of handshakes and enables that every unit and every counter has.
+HANDSHAKE, COUNTER = 6.0, 1.0
+#: Narrowest product that Yosys gives a multiplier slice.
+SLICE_PRODUCT = 9
+
+
+def index_bits(count: int) -> int:
+    """Bits of 0..count-1."""
+    return (count - 1).bit_length() if count > 1 else 0
+
+
+def counter(count: int) -> Structure:
+    """Counts 0..count-1 round and round."""
+    bits = index_bits(count)
+    return Structure(bits + COUNTER, bits) if bits else Structure()
+
+
+def register(bits: float, levels: float = 0) -> Structure:
+    """A register, and ``levels`` LUTs a bit before it."""
+    return Structure(levels * bits, bits)
+
+
+def queue(width: int, depth: int) -> Structure:
+    """hw.lib.fifo.Fifo."""
+    if depth == 1:
+        return Structure(2, width + 1)
+    if depth == 2:
+        return Structure(width + 4, 2 * width + 2)
+    size = depth - 1
+    place, level = max(index_bits(size), 1), size.bit_length()
+    return Structure(5 * place, 2 * place + level + 1) + ram(width, size)
+
+
+def fork(outputs: int) -> Structure:
+    """hw.lib.fork.Fork."""
+    return Structure(2.5 * outputs, outputs)
+
+
+def walk(counts: list[int]) -> Structure:
+    """hw.lib.walk.Walk."""
+    total = Structure()
+    for count in counts:
+        total += counter(count)
+    return total
+
+
+def ring_address(depth: int) -> Structure:
+    """hw.lib.walk.ring_address, and the counter of the other side."""
+    bits = index_bits(depth)
+    return Structure(2.5 * bits, 2.5 * bits) + counter(depth)
+
+
+def window(x: TensorType, shape: Window, word: int, groups: int) -> Structure:
+    """hw.lib.window.WindowStage over words of ``word`` bits."""
+    ring = window_ring(x.height, x.width, shape)
+    depth, size = ring.pixels * groups, x.pixels * groups
+    out_h, out_w = shape.out_size(x.height, x.width)
+    count = (size + depth).bit_length() + 2
+    place = sum((2 * n).bit_length() + 2 for n in (x.height, x.width))
+    nest = walk([out_h, out_w, *shape.kernel, groups])
+    accounts = Structure(WINDOW_COUNT * count, 4 * count)
+    positions = Structure(place, place)
+    data = register(word) + queue(word, 2)
+    return nest + accounts + positions + ring_address(depth) + data + ram(word, depth) + Structure(WINDOW_REST, 8)
+
+
+#: LUTs for each bit of a window's counts of beats, and of its control.
+WINDOW_COUNT, WINDOW_REST = 4.0, 15.0
+
+
+def product(a: int, b: int) -> Structure:
+    """A product of a and b bits: a slice, or logic where it is narrow."""
+    return Structure(dsp=1) if a + b >= SLICE_PRODUCT else Structure(a * b)
+
+
+def constants_bits(low: int, high: int) -> int:
+    """Columns that differ in a table of signed integers from ``low`` to ``high``."""
+    return max((v if v >= 0 else ~v).bit_length() for v in (low, high)) + (low < 0)
+
+
+def mac(lanes: int, groups: int, taps: int, x_bits: int, w_bits: int, acc: int, bias_bits: int) -> Structure:
+    """hw.lib.mac.Mac."""
+    lane = product(x_bits, w_bits) + register(x_bits) + register(x_bits + w_bits) + register(acc, 2) + register(acc)
+    tables = rom(lanes * w_bits, groups * taps) + rom(lanes * acc, groups, columns=lanes * bias_bits)
+    indices = counter(taps) + counter(groups) + counter(groups * taps) + register(index_bits(groups))
+    return lane.times(lanes) + tables + indices + Structure(HANDSHAKE, 8)
+
+
+def between(bits: int, frac: int) -> Structure:
+    """One interpolation of ``frac`` bits: the difference, then the sum of its shifted copies."""
+    wide = bits + frac + 1
+    return Structure((bits + 1) + frac * wide, (2 * bits + 1) + 2 * wide)
+
+
+def gather(lanes: int, bits: int, frac: int, counts: list[int], bank: int, rows: int) -> Structure:
+    """hw.lib.gather.GatherStage with ``bank`` words in each of its memories and ``rows`` rows; ``counts`` of its loops."""
+    banks = 4 if frac else 1
+    word, address = lanes * bits, index_bits(bank)
+    store = ram(word, bank).times(banks) + register(word).times(banks)
+    control = walk(counts).times(2) + Structure(GATHER_REST + 10 * address, GATHER_REST + 9 * address)
+    if not frac:
+        return store + control + queue(word, 2) + register(word, 1)
+    corners = register(word, 2).times(4)
+    one = between(bits, frac).times(2) + between(bits + frac, frac)
+    return store + control + corners + one.times(lanes) + queue(word + 2 * frac * lanes, 2) + Structure(4 * index_bits(rows))
+
+
+#: LUTs and flip-flops of what a gather stage does however wide it is.
+GATHER_REST = 120

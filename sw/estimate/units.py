@@ -1,0 +1,237 @@
+"""Every operator's unit as a structure: what hw/units builds for a node and its fold."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import gcd
+from typing import Any
+
+from hw.lib.arith import tree_stages
+from hw.lib.packing import PACKERS, packing_of, signed_bits
+from hw.params import Range, Window
+from sw.estimate.area import Structure, ram, rom
+from sw.estimate.parts import (
+    HANDSHAKE,
+    constants_bits,
+    counter,
+    gather,
+    index_bits,
+    mac,
+    product,
+    queue,
+    register,
+    ring_address,
+    walk,
+    window,
+)
+from sw.folding.fold import Fold, beats, weight_range
+from sw.ops import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Deform,
+    Depthwise,
+    GlobalAveragePool,
+    Image,
+    MaxPool,
+    Multiply,
+    Op,
+    Requant,
+    Shuffle,
+    Split,
+    Table,
+    TensorType,
+    Upsample,
+)
+
+Types = list[TensorType]
+
+
+def regroup(channels: int, bits: int, lanes_in: int, lanes_out: int) -> Structure:
+    """hw.lib.regroup.Regroup."""
+    wide, narrow = lanes_in * bits, lanes_out * bits
+    n_in, n_out = beats(channels, lanes_in), beats(channels, lanes_out)
+    if lanes_in % lanes_out == 0:
+        control = counter(n_in) + counter(lanes_in // lanes_out + 1) + Structure(HANDSHAKE)
+        return register(wide, 1) + Structure(-narrow) + queue(narrow, 2) + control
+    if lanes_out % lanes_in == 0:
+        return Structure(lanes_out // lanes_in, narrow + 1) + counter(n_in) + counter(lanes_out // lanes_in) + Structure(HANDSHAKE)
+    step = gcd(lanes_in, lanes_out)
+    held = (lanes_in + lanes_out - step) * bits
+    moves = index_bits((lanes_in + lanes_out) // step)
+    return register(held, 2 + moves / 2) + counter(n_in + 1) + counter(n_out) + register(moves, 3) + Structure(HANDSHAKE)
+
+
+def conv(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.conv.ConvUnit: a window where one is needed, a ring of two vectors, multipliers, accumulators, tables."""
+    x, simd, pe = types[0], fold.lanes_in, fold.lanes_out
+    groups, folds = beats(x.channels, simd), beats(out.channels, pe)
+    steps = op.window.taps * groups
+    core, row_bits, latency = dot(op, x, fold)
+    total = core + accumulators(pe, out.bits)
+    total += rom(row_bits, steps * folds, fold.memory) + counter(steps * folds)
+    if folds > 1:
+        columns = constants_bits(int(op.bias.min()), int(op.bias.max()))
+        total += rom(pe * out.bits, folds, columns=pe * min(columns, out.bits))
+        vector = 2 * steps
+        total += ram(simd * x.bits, vector) + counter(vector) + Structure(5 * index_bits(vector + 1), 2 * index_bits(vector + 1) + 3)
+        total += counter(folds) + Structure(index_bits(folds), 2 * index_bits(folds))
+    else:
+        total += register(simd * x.bits)
+    total += counter(steps) + Structure(HANDSHAKE, 3 * latency)
+    return total + (window(x, op.window, simd * x.bits, groups) if op.window != Window() else Structure())
+
+
+def accumulators(pe: int, bits: int) -> Structure:
+    """hw.lib.core.MatVecCore behind its inner products: the start value is chosen in the adder's LUTs."""
+    return register(bits, 1).times(pe)
+
+
+def dot(op: Any, x: TensorType, fold: Fold) -> tuple[Structure, int, int]:
+    """(hw.lib.dot.Dot, bits of a row of weights, registers on the way)."""
+    simd, pe, weight = fold.lanes_in, fold.lanes_out, weight_range(op)
+    packing = packing_of(fold.multiplier, simd, weight, Range(low=x.lowest, high=x.highest)) if fold.multiplier in PACKERS else None
+    lanes, chain = (packing.lanes, packing.chain) if packing else (1, 1)
+    groups, chains = -(-pe // lanes), -(-simd // chain)
+    w_bits = signed_bits(weight)
+    row_bits = groups * simd * (w_bits * lanes + (lanes - 1) * (fold.multiplier not in ("dsp48e2", "soft", "inferred")) * (w_bits < 8))
+    term = max(abs(weight.low), weight.high) * max(abs(x.lowest), x.highest)
+    sum_bits = signed_bits(Range(low=-simd * term, high=simd * term))
+    if packing is None:
+        soft = Structure(x.bits * w_bits / 2 + x.bits + w_bits, 2 * (x.bits + w_bits))
+        one = product(x.bits, w_bits) if fold.multiplier == "inferred" else soft
+        tree = Structure((simd - 1) * (sum_bits - 1), (x.bits + w_bits) * simd + sum_bits * simd / 3)
+        return (one.times(simd) + tree).times(pe), row_bits, 2 + tree_stages(simd)
+    word = packing.total_bits
+    if fold.multiplier == "dsp48e2":  # registers and sums lie in the slices; operands of later ones wait outside
+        delays = sum(k % chain for k in range(simd)) * (x.bits + lanes * w_bits)
+        words = Structure(0, delays / 3)
+    else:
+        words = Structure((simd - chains) * word, simd * word + (simd - chains) * word)
+    spill = sum(packing.spills)
+    fields = Structure(chains * 4 * spill + simd * 2 * spill, chains * (word + spill) + simd * spill)
+    field_bits = sum(packing.fields) + word - packing.offsets[-1] + spill
+    sums = Structure((chains - 1) * field_bits + (sum_bits - 1) * (lanes - 1), (chains - 1) * field_bits / 1.5 + sum_bits * lanes)
+    return (words + fields + sums + Structure(dsp=simd)).times(groups), row_bits, 3 + tree_stages(chain) + tree_stages(chains)
+
+
+def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.depthwise.DepthwiseUnit."""
+    x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
+    w_bits, bias = signed_bits(weight_range(op)), constants_bits(int(op.bias.min()), int(op.bias.max()))
+    if fold.taps == 1:
+        return window(x, op.window, lanes * x.bits, groups) + mac(lanes, groups, op.window.taps, x.bits, w_bits, out.bits, bias)
+    kernel, word = op.window.kernel, lanes * x.bits
+    rest = max(x.width * groups - (kernel[1] - 1) * groups, 1)
+    lines = delay((kernel[0] - 1) * word, rest) + delay(kernel[0] * (kernel[1] - 1) * word, groups)
+    words = register(word * op.window.taps, 1) + register(word * fold.taps, op.window.taps // fold.taps > 1)
+    lane = product(x.bits, w_bits).times(fold.taps) + Structure(fold.taps * out.bits, fold.taps * (x.bits + w_bits) + out.bits)
+    phases = op.window.taps // fold.taps
+    tables = rom(lanes * fold.taps * w_bits, groups * phases) + rom(lanes * out.bits, groups, columns=lanes * bias)
+    return lines + words + lane.times(lanes) + tables + walk([x.height, x.width, groups, x.pixels * groups]) + Structure(60, 40)
+
+
+def delay(width: int, steps: int) -> Structure:
+    """hw.lib.delay.delayed."""
+    return register(width * steps) if steps < 4 else ram(width, steps) + counter(steps).times(2)
+
+
+def deform(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.deform.DeformUnit."""
+    x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
+    size, rows = op.weights.shape[0], op.ring(x).rows(op.banks)
+    bank = rows // op.banks * -(-x.width // op.banks) * groups
+    w_bits, bias = signed_bits(weight_range(op)), constants_bits(int(op.bias.min()), int(op.bias.max()))
+    counts = [out.height, out.width, groups, size, size]
+    stage = gather(lanes, x.bits, op.frac_bits, counts, bank, rows)
+    return stage + mac(lanes, groups, size * size, x.bits + 2 * op.frac_bits, w_bits, out.bits, bias)
+
+
+def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.requant.RequantUnit."""
+    x, lanes = types[0], fold.lanes_in
+    groups = beats(x.channels, lanes)
+    multiplier = constants_bits(int(op.multiplier.min()), int(op.multiplier.max())) + 1
+    extra = int(op.shift.max() - op.shift.min()).bit_length()
+    split = x.bits > (18 if fold.multiplier in ("packed18", "mult18x18d") else 27)
+    kept = max(x.bits + multiplier - int(op.shift.min()) + 1, out.bits)
+    lane = Structure(dsp=1 + split) + register(x.bits) + register(kept) + register(out.bits + 2, extra) + register(out.bits)
+    if split:
+        lane += register(x.bits + multiplier + 17, 0.5)
+    lane += Structure(out.bits + kept / 3 + 3)
+    varying = len(set(op.multiplier.tolist())) > 1
+    tables = rom(lanes * ((multiplier - 1) * varying + extra), groups, columns=lanes * ((multiplier - 3) * varying + extra))
+    return lane.times(lanes) + tables + counter(groups) + queue(lanes * out.bits, 2) + Structure(HANDSHAKE, 5 + extra * lanes)
+
+
+def pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.max_pool.MaxPoolUnit and average_pool.AveragePoolUnit."""
+    x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
+    lane = register(out.bits, 2) + register(out.bits)
+    return window(x, op.window, lanes * x.bits, groups) + lane.times(lanes) + walk([op.window.taps, groups]) + Structure(HANDSHAKE)
+
+
+def global_pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.global_average_pool.GlobalAveragePoolUnit."""
+    x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
+    return register(out.bits, 1).times(lanes) + delay(lanes * out.bits, groups) + walk([x.pixels, groups]) + Structure(HANDSHAKE)
+
+
+def upsample(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.upsample.UpsampleUnit: a ring of a row and four."""
+    x, word, groups = types[0], fold.lanes_in * types[0].bits, beats(types[0].channels, fold.lanes_in)
+    depth = x.width * groups + 4
+    count = (x.height * x.width * groups + depth).bit_length() + 2
+    nest = walk([x.height, op.factor, x.width, op.factor, groups])
+    accounts = Structure(2 * count, 2.5 * count)
+    return ram(word, depth) + nest + accounts + ring_address(depth) + register(word) + queue(word, 2) + Structure(HANDSHAKE, 3)
+
+
+def split(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.split.SplitUnit."""
+    word = fold.lanes_in * types[0].bits
+    return queue(word, 2) + counter(beats(types[0].channels, fold.lanes_in)) + Structure(HANDSHAKE)
+
+
+def concat(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.concat.ConcatUnit."""
+    word = fold.lanes_in * types[0].bits
+    if op.interleave:
+        return register(len(types) * word, 1) + Structure(-word) + queue(word, 2) + counter(len(types) + 1) + Structure(HANDSHAKE)
+    return queue(word, 2) + Structure(word) + counter(beats(out.channels, fold.lanes_in)) + Structure(HANDSHAKE)
+
+
+def shuffle(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.shuffle.ShuffleUnit: two pixels in registers."""
+    word, groups = fold.lanes_in * types[0].bits, beats(types[0].channels, fold.lanes_in)
+    held = register((groups - 1) * word) + register(groups * word, 1)
+    return held + queue(word, 2) + walk([groups, groups + 1]) + Structure(HANDSHAKE)
+
+
+def add(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.add.AddUnit."""
+    return register(out.bits, 1).times(fold.lanes_in) + Structure(HANDSHAKE, 1)
+
+
+def multiply(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.multiply.MultiplyUnit."""
+    a, b = types[0].bits, types[1].bits
+    return (product(a, b) + register(a + b) + register(out.bits)).times(fold.lanes_in) + Structure(HANDSHAKE, 3)
+
+
+def table(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.table.TableUnit."""
+    groups = beats(types[0].channels, fold.lanes_in)
+    return rom(out.bits, 1 << types[0].bits).times(fold.lanes_in) + counter(groups) + Structure(HANDSHAKE, 1 + fold.lanes_in)
+
+
+def image(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.image.ImageUnit."""
+    word = fold.lanes_in * types[0].bits
+    return queue(word, 2) + walk([out.height, out.width]) + Structure(HANDSHAKE + 10)
+
+
+UNITS: dict[type[Op], Callable[[Any, Types, TensorType, Fold], Structure]] = {
+    Conv: conv, Depthwise: depthwise, Deform: deform, Requant: requant, MaxPool: pool, AveragePool: pool, GlobalAveragePool: global_pool,
+    Upsample: upsample, Split: split, Concat: concat, Shuffle: shuffle, Add: add, Multiply: multiply, Table: table, Image: image,
+}  # fmt: skip
