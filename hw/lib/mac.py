@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from amaranth import Module, Mux, Signal, Value, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import add_carry

@@ -8,19 +8,24 @@ from __future__ import annotations
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from sw.estimate import parts
-from sw.estimate.area import Area, Family, price
+from sw.estimate.area import Area, Family, price, ram
 from sw.estimate.units import UNITS, regroup
 from sw.folding.fold import Fold
 from sw.graph import Node
 from sw.lower import Design
 from sw.ops import TensorType
 
-__all__ = ["Area", "Family", "area", "design", "fifo", "fork", "gearbox"]
+__all__ = ["Area", "Family", "area", "design", "fifo", "fork", "gearbox", "memory"]
 
 
 def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
     """The unit of ``node``."""
     return price(UNITS[type(node.op)](node.op, types, out, fold), family)
+
+
+def memory(width: int, depth: int, family: Family = "xcup") -> Area:
+    """A memory of ``depth`` words with a port to write and one to read, where the rule of hw/lib/store.py puts it."""
+    return price(ram(width, depth), family)
 
 
 def fifo(width: int, depth: int, family: Family = "xcup") -> Area:

@@ -25,23 +25,20 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One piece of a design: ``kind`` is its operator's name, or fifo, fork, regroup; ``make`` gives the component."""
+    """One piece of a design: ``kind`` is its operator's name, or fifo, fork, regroup."""
 
     name: str
     kind: str
     estimate: Area
-    make: Callable[[], Any]
+    unit: Any
 
 
 def parts(design: Design, family: Family) -> list[Part]:
     """Every unit and FIFO of a design, with its estimate for ``family``."""
     areas = estimate.design(design, family)
-    found = [Part(name=n, kind=kind_of(design, n), estimate=areas[n], make=lambda u=u: u) for n, u in design.units.items()]
-    for link in design.links:
-        if link.depth:
-            make = lambda k=link: Fifo(k.source.lanes, k.depth)  # noqa: E731
-            found.append(Part(name=link.name, kind="fifo", estimate=areas[link.name], make=make))
-    return found
+    found = [Part(name=n, kind=kind_of(design, n), estimate=areas[n], unit=u) for n, u in design.units.items()]
+    queues = [(k.name, Fifo(k.source.lanes, k.depth)) for k in design.links if k.depth]
+    return found + [Part(name=name, kind="fifo", estimate=areas[name], unit=fifo) for name, fifo in queues]
 
 
 def kind_of(design: Design, unit: str) -> str:
@@ -54,7 +51,7 @@ _parts: list[Part] = []
 
 
 def _measured(index: int, family: Family) -> Area:
-    return measure.area(_parts[index].make(), family)
+    return measure.area(_parts[index].unit, family)
 
 
 def measured(found: list[Part], family: Family, progress: Progress | None = None) -> list[Area]:
