@@ -22,6 +22,7 @@ from hw.params import Multiplier
 from sw import steps
 from sw.cli_ablation import add_ablation
 from sw.cli_bench import add_bench
+from sw.cli_synth import add_synth
 from sw.cli_train import add_training, parse_size
 from sw.cli_zoo import add_verbs
 from sw.demo import demo as whole_chain
@@ -302,6 +303,7 @@ def demo(
 add_bench(app, screen, bars, say, stoppable)
 add_training(verb, show, bars)
 add_ablation(verb, screen, say)
+add_synth(verb, screen, bars, say)
 add_verbs(app, screen, bars)
 
 

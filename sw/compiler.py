@@ -138,8 +138,10 @@ def load_design(folder: Path) -> dict[str, Any]:
 
 def load_built(folder: Path) -> Design:
     """The units and links of a compiled design, built again by the compiler as it is now."""
-    folds = {name: Fold(**fold) for name, fold in json.loads((folder / "folding.json").read_text()).items()}
-    design, depths = lower(load_model(folder), folds), {k["link"]: k["depth"] for k in load_design(folder)["fifos"]}
+    table = json.loads((folder / "folding.json").read_text())
+    folds = {name: Fold(**fold) for name, fold in table.items() if name != ENGINE}
+    design = lower(load_model(folder), folds, read_engine(folder / "folding.json"))
+    depths = {k["link"]: k["depth"] for k in load_design(folder)["fifos"]}
     design.links = [replace(link, depth=depths.get(link.name, 0)) for link in design.links]
     return design
 

@@ -30,7 +30,8 @@ class Section:
 def collect(run: Path) -> dict[str, Any]:
     """All records that the steps have left in the run folder; WarploomError if there is no compiled design."""
     record: dict[str, Any] = {"run": str(run)}
-    names = {step: f"{step}.json" for step in STEPS} | {f"evaluate-{b}": f"evaluate-{b}.json" for b in BACKENDS} | {"config": "config.json"}
+    names = {step: f"{step}.json" for step in STEPS} | {f"evaluate-{b}": f"evaluate-{b}.json" for b in BACKENDS}
+    names |= {f"synth-{d}": f"synth-{d}.json" for d in DEVICES} | {"config": "config.json"}
     for key, name in names.items():
         if (run / name).is_file():
             record[key] = _read(run / name)
@@ -95,6 +96,7 @@ def build(record: dict[str, Any], run: Path) -> list[Section]:
         _accuracy(record, run),
         _figures(record, run),
         _area(record, run),
+        *(_synthesis(record, device, run) for device in DEVICES if f"synth-{device}" in record),
         _verification(record, run),
         _offsets(record),
         _nodes(record),
@@ -145,10 +147,26 @@ def _area(record: dict[str, Any], run: Path) -> Section:
         for key, have in (("lut", device.luts), ("ff", device.flip_flops), ("dsp", device.multipliers), ("bram36", device.bram36)):
             rows.append((device.name, key, f"{area[key]:,.0f}", f"{have:,.0f}", f"{100 * area[key] / have:.0f} %"))
     text = (
-        "First-order estimate from sizes alone (sw/estimate.py), not synthesis, in LUTs of six inputs (a device of four needs more); "
+        "Estimate from sizes alone (sw/estimate), not synthesis, in LUTs of six inputs (a device of four needs more); "
         f"printed by `warploom compile --run {run} --json`."
     )
     return Section(title="Area estimate", header=("device", "resource", "estimate", "device has", "share"), rows=tuple(rows), text=text)
+
+
+def _synthesis(record: dict[str, Any], device: str, run: Path) -> Section:
+    """What ``warploom synth`` measured, and how far the estimates are off."""
+    found = record[f"synth-{device}"]
+    rows = []
+    for row in [*found.get("kinds", []), {"kind": "all", **found["total"]}]:
+        cells = []
+        for name in ("lut", "ff", "dsp", "bram36"):
+            error = row["error"][name]
+            cells.append(f"{row['measured'][name]:,.10g}" + ("" if error is None else f" ({100 * error:+.0f} %)"))
+        rows.append((row["kind"], str(row["parts"]), *cells))
+    clock = f" {found['mhz']:.1f} MHz after place and route by nextpnr; bitstream by ecppack." if "mhz" in found else ""
+    stale = "" if found["key"] == record["design"]["key"] else " Of an earlier design: run it again."
+    text = f"Yosys' area and the error of the estimate; `warploom synth --run {run} --device {device}`.{clock}{stale}"
+    return Section(title=f"Synthesis for {device}", header=("part", "number", "LUT", "FF", "DSP", "BRAM36"), rows=tuple(rows), text=text)
 
 
 def _verification(record: dict[str, Any], run: Path) -> Section:

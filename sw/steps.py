@@ -20,6 +20,7 @@ from sw.errors import WarploomError
 from sw.files import new_folder, whole_file
 from sw.report import write_report
 from sw.runtime.accelerator import Accelerator, GoldenAccelerator, Progress
+from sw.targets import target_of
 from sw.verify import verify as compare
 
 #: Name -> where it is. The only names in sw that point upward.
@@ -319,6 +320,24 @@ def zoo_bench(name: str) -> dict[str, Any]:
     """Time a system's operator beside the plain one that it replaces."""
     record: dict[str, Any] = upward("zoo_bench")(upward("zoo_system")(name))
     return record
+
+
+def synth(run: Path, *, device: str = "xczu3eg", progress: Progress | None = None, step: compiler.Step = lambda _: None) -> dict[str, Any]:
+    """Yosys' area of every unit of run/compiled beside its estimate, or for ``lfe5u-85f`` the whole accelerator placed and routed.
+
+    Imported late: only this step needs the synthesis tools."""
+    from sw.synth import chip, network
+
+    target, folder = target_of(device), run / "compiled"
+    design = compiler.load_design(folder)
+    facts = {"device": target.name, "key": design["key"], "interval_cycles": design["interval_cycles"]}
+    if target.placed:
+        record = chip.place(compiler.load_built(folder), target, run / f"synth-{device}", step=step)
+    else:
+        step("building units")
+        record = network.synthesize(compiler.load_built(folder), "xcup", progress)
+    shares = network.shares(record["total"]["measured"], target)
+    return save(run, f"synth-{device}", facts | {"shares": shares} | record)
 
 
 def report(run: Path) -> dict[str, Any]:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
+from sw.engine import ENGINE, EnginePlan
 from sw.estimate import parts
 from sw.estimate.area import Area, Family, price, ram
+from sw.estimate.engine import engine as engine_structure
 from sw.estimate.units import UNITS, regroup
 from sw.folding.fold import Fold
-from sw.graph import Node
+from sw.graph import Graph, Node
 from sw.lower import Design
 from sw.ops import TensorType
 
-__all__ = ["Area", "Family", "area", "design", "fifo", "fork", "gearbox", "memory"]
+__all__ = ["Area", "Family", "area", "design", "engine", "fifo", "fork", "gearbox", "memory"]
 
 
 def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
@@ -43,6 +45,11 @@ def gearbox(channels: int, bits: int, lanes_in: int, lanes_out: int, family: Fam
     return price(regroup(channels, bits, lanes_in, lanes_out), family)
 
 
+def engine(graph: Graph, plan: EnginePlan, family: Family = "xcup") -> Area:
+    """The shared engine."""
+    return price(engine_structure(graph, plan), family)
+
+
 def design(built: Design, family: Family = "xcup") -> dict[str, Area]:
     """Every unit of a design by its name, and every FIFO by its link's."""
     found = {name: _unit(built, name, family) for name in built.units}
@@ -51,6 +58,8 @@ def design(built: Design, family: Family = "xcup") -> dict[str, Area]:
 
 def _unit(built: Design, name: str, family: Family) -> Area:
     unit, node = built.units[name], built.nodes.get(name)
+    if name == ENGINE and built.engine is not None:
+        return engine(built.graph, built.engine, family)
     if isinstance(unit, Fork):
         return fork(unit.outputs, family)
     if isinstance(unit, Regroup):

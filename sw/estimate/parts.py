@@ -5,7 +5,7 @@ A register is a flip-flop a bit, an adder a LUT a bit, a multiplexer of two a LU
 from __future__ import annotations
 
 from hw.lib.ring import window_ring
-from hw.params import Window
+from hw.params import Multiplier, Window
 from sw.estimate.area import Structure, ram, rom
 from sw.ops import TensorType
 
@@ -89,9 +89,21 @@ def constants_bits(low: int, high: int) -> int:
     return max((v if v >= 0 else ~v).bit_length() for v in (low, high)) + (low < 0)
 
 
-def mac(lanes: int, groups: int, taps: int, x_bits: int, w_bits: int, acc: int, bias_bits: int) -> Structure:
+def mac_lane(x_bits: int, w_bits: int, acc: int, multiplier: Multiplier) -> Structure:
+    """A lane of hw.lib.mac.Mac: in a slice, in logic by Booth's rows, or a product and a sum."""
+    if multiplier == "dsp48e2":
+        return Structure(dsp=1)
+    if multiplier == "soft":
+        rows = -(-w_bits // 2)
+        return register(x_bits) + register(x_bits + 3, 1).times(rows) + Structure((rows - 1) * (x_bits + 2)) + register(acc, 1.5)
+    return product(x_bits, w_bits) + register(x_bits) + register(x_bits + w_bits) + register(acc, 1)
+
+
+def mac(
+    lanes: int, groups: int, taps: int, x_bits: int, w_bits: int, acc: int, bias_bits: int, multiplier: Multiplier
+) -> Structure:
     """hw.lib.mac.Mac."""
-    lane = product(x_bits, w_bits) + register(x_bits) + register(x_bits + w_bits) + register(acc, 2) + register(acc)
+    lane = mac_lane(x_bits, w_bits, acc, multiplier)
     tables = rom(lanes * w_bits, groups * taps) + rom(lanes * acc, groups, columns=lanes * bias_bits)
     indices = counter(taps) + counter(groups) + counter(groups * taps) + register(index_bits(groups))
     return lane.times(lanes) + tables + indices + Structure(HANDSHAKE, 8)

@@ -120,7 +120,8 @@ def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
     w_bits, bias = signed_bits(weight_range(op)), constants_bits(int(op.bias.min()), int(op.bias.max()))
     if fold.taps == 1:
-        return window(x, op.window, lanes * x.bits, groups) + mac(lanes, groups, op.window.taps, x.bits, w_bits, out.bits, bias)
+        sums = mac(lanes, groups, op.window.taps, x.bits, w_bits, out.bits, bias, fold.multiplier)
+        return window(x, op.window, lanes * x.bits, groups) + sums
     kernel, word = op.window.kernel, lanes * x.bits
     rest = max(x.width * groups - (kernel[1] - 1) * groups, 1)
     lines = delay((kernel[0] - 1) * word, rest) + delay(kernel[0] * (kernel[1] - 1) * word, groups)
@@ -144,7 +145,8 @@ def deform(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     w_bits, bias = signed_bits(weight_range(op)), constants_bits(int(op.bias.min()), int(op.bias.max()))
     counts = [out.height, out.width, groups, size, size]
     stage = gather(lanes, x.bits, op.frac_bits, counts, bank, rows)
-    return stage + mac(lanes, groups, size * size, x.bits + 2 * op.frac_bits, w_bits, out.bits, bias)
+    wide = x.bits + 2 * op.frac_bits
+    return stage + mac(lanes, groups, size * size, wide, w_bits, out.bits, bias, fold.multiplier)
 
 
 def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -153,12 +155,15 @@ def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     groups = beats(x.channels, lanes)
     multiplier = constants_bits(int(op.multiplier.min()), int(op.multiplier.max())) + 1
     extra = int(op.shift.max() - op.shift.min()).bit_length()
+    sliced = fold.multiplier == "dsp48e2" and op.rounding != "half_even"
     split = x.bits > (18 if fold.multiplier in ("packed18", "mult18x18d") else 27)
     kept = max(x.bits + multiplier - int(op.shift.min()) + 1, out.bits)
     lane = Structure(dsp=1 + split) + register(x.bits) + register(kept) + register(out.bits + 2, extra) + register(out.bits)
     if split:
         lane += register(x.bits + multiplier + 17, 0.5)
     lane += Structure(out.bits + kept / 3 + 3)
+    if sliced:  # accumulator, product and rounding lie in the slice
+        lane = Structure(dsp=1) + register(out.bits, 1 + extra / 2) + Structure(kept / 3 + 3)
     varying = len(set(op.multiplier.tolist())) > 1
     tables = rom(lanes * ((multiplier - 1) * varying + extra), groups, columns=lanes * ((multiplier - 3) * varying + extra))
     return lane.times(lanes) + tables + counter(groups) + queue(lanes * out.bits, 2) + Structure(HANDSHAKE, 5 + extra * lanes)

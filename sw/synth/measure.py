@@ -15,7 +15,7 @@ from sw.cache import cached_build
 from sw.estimate import Area
 from sw.synth.cells import area_of
 from sw.synth.levels import LongestPath, longest_path
-from sw.synth.tools import ToolError, nextpnr, versions, yosys
+from sw.synth.tools import ToolError, ecppack, nextpnr, versions, yosys
 from sw.targets import DEVICES
 
 Family = Literal["xcup", "ecp5"]
@@ -137,21 +137,50 @@ def _timing(text: str, seed: int) -> Timing | None:
         return None
 
     def place(work: Path) -> None:
-        (work / "netlist.json").write_text(json.dumps({"creator": "warploom", "modules": {TOP: module}}))
-        nextpnr(["--json", "netlist.json", "--seed", str(seed), "--report", "report.json", *PLACE], work)
-        report = json.loads((work / "report.json").read_text())
-        if len(report["fmax"]) != 1:
-            raise ToolError(f"nextpnr must find one clock, not {sorted(report['fmax'])}")
-        (clock,) = report["fmax"].values()
-        paths = [path["path"] for path in report["critical_paths"] if "<async>" not in (path["from"], path["to"])]
-        slowest: list[Any] = max(paths, key=lambda path: sum(step["delay"] for step in path), default=[])
-        ways = [f"{s['delay']:.2f} ns {s['type']} {s['from']['cell']}.{s['from']['port']}" for s in slowest if s["delay"] > 0]
-        (work / "timing.json").write_text(json.dumps({"mhz": clock["achieved"], "path": ways}))
-        for name in ("netlist.json", "report.json", "log.txt"):
-            (work / name).unlink()
+        _place(module, seed, work)
 
     done = json.loads((cached_build(["nextpnr", versions(), str(seed), *PLACE, *SCRIPTS["ecp5"], text], place) / "timing.json").read_text())
     return Timing(mhz=done["mhz"], path=tuple(done["path"]))
+
+
+def _place(module: dict[str, Any], seed: int, work: Path, *arguments: str) -> None:
+    """Place and route a netlist in ``work``; leaves timing.json: MHz, and the steps of the slowest path."""
+    (work / "netlist.json").write_text(json.dumps({"creator": "warploom", "modules": {TOP: module}}))
+    nextpnr(["--json", "netlist.json", "--seed", str(seed), "--report", "report.json", *PLACE, *arguments], work)
+    report = json.loads((work / "report.json").read_text())
+    if len(report["fmax"]) != 1:
+        raise ToolError(f"nextpnr must find one clock, not {sorted(report['fmax'])}")
+    (clock,) = report["fmax"].values()
+    paths = [path["path"] for path in report["critical_paths"] if "<async>" not in (path["from"], path["to"])]
+    slowest: list[Any] = max(paths, key=lambda path: sum(step["delay"] for step in path), default=[])
+    ways = [f"{s['delay']:.2f} ns {s['type']} {s['from']['cell']}.{s['from']['port']}" for s in slowest if s["delay"] > 0]
+    (work / "timing.json").write_text(json.dumps({"mhz": clock["achieved"], "path": ways}))
+    for name in ("netlist.json", "report.json", "log.txt"):
+        (work / name).unlink()
+
+
+def routed(component: Any, *, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> Path:
+    """A component between registers on an LFE5U-85F: folder with timing.json, area.json, accelerator.config and accelerator.bit.
+
+    ToolError if it does not fit the device.
+    """
+    step("writing Verilog")
+    text = verilog_of(Shell(component))
+    step("Yosys, ecp5")
+    module = _module(_netlist(text, "ecp5"))
+    used = area_of(cell["type"] for cell in module["cells"].values())
+    device = DEVICES["lfe5u-85f"]
+    if used.lut > device.luts or used.dsp > device.multipliers or used.bram36 > device.bram36:
+        raise ToolError(f"{device.name} is too small: {used} by Yosys")
+
+    def place(work: Path) -> None:
+        _place(module, seed, work, "--textcfg", "accelerator.config")
+        ecppack(["--compress", "accelerator.config", "accelerator.bit"], work)
+        (work / "area.json").write_text(json.dumps(used.record()))
+        (work / "log.txt").unlink()
+
+    step("nextpnr and ecppack")
+    return cached_build(["routed", versions(), _sources(), str(seed), *PLACE, *SCRIPTS["ecp5"], text], place)
 
 
 def timing(component: Any, seed: int = 1) -> Timing | None:

@@ -16,9 +16,12 @@ from sw import estimate
 from sw.estimate import Area, Family
 from sw.lower import Design
 from sw.synth import measure
+from sw.targets import Device
 
 #: Processes at once.
 WORKERS = 2
+#: Keys of an area.
+RESOURCES = ("lut", "ff", "dsp", "bram36")
 #: Told how many parts of how many are done.
 Progress = Callable[[int, int], None]
 
@@ -92,6 +95,12 @@ def compare(found: list[Part], areas: list[Area]) -> dict[str, Any]:
         "kinds": [entry((p.estimate for p, _ in g), (a for _, a in g), kind=kind, parts=len(g)) for kind, g in of_kind.items()],
         "total": entry((p.estimate for p in found), areas, parts=len(found)),
     }
+
+
+def shares(area: dict[str, float], device: Device) -> dict[str, float]:
+    """Which part of a device's resources an area takes."""
+    have = {"lut": device.luts, "ff": device.flip_flops, "dsp": device.multipliers, "bram36": device.bram36}
+    return {name: area[name] / have[name] for name in have}
 
 
 def synthesize(design: Design, family: Family, progress: Progress | None = None) -> dict[str, Any]:

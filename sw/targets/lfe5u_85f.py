@@ -10,5 +10,6 @@ DEVICE = Device(
     bram36=104,
     clock_hz=100e6,
     multiplier="mult18x18d",
+    placed=True,
     note="208 EBR of 18 kbit; the clock is measured by nextpnr, 100 MHz is a placeholder until then",
 )
