@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """A whole accelerator on an LFE5U-85F with open tools: Yosys, nextpnr-ecp5, ecppack. Only what is placed and routed has a measured clock.
 
 The accelerator hangs between registers on one pin in and one out (hw/shell.py), so that its streams, which are wider than the package has

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Area of every unit of a compiled design by Yosys, beside its estimate: ``warploom synth --device xczu3eg``.
 
 Each unit, FIFO, fork and gearbox is synthesized by itself and flattened, so the sum leaves out what an optimization across units might
