@@ -117,7 +117,7 @@ class Regroup(Unit):
                     m.d.sync += place.eq(0)
 
     def shift(self, m: Module) -> None:
-        """Any widths: beats are placed behind what is left of those before."""
+        """Any widths: beats are placed behind what is left of those before. What decides is kept in registers of its own."""
         t_in, t_out = self.i_lanes.lanes, self.o_lanes.lanes
         n_in, n_out = self.i_lanes.beats(self.channels), self.o_lanes.beats(self.channels)
         step = gcd(t_in, t_out)
@@ -125,29 +125,32 @@ class Regroup(Unit):
         bits = self.i_lanes.bits
         held = Signal(capacity * bits)
         level = Signal(range(capacity // step + 1))  # in steps; not kept once the pixel is complete
+        after = Signal.like(level, name="after", init=-t_out // step % (1 << len(level)))  # level less a beat
         taken, given = Signal(range(n_in + 1)), Signal(range(n_out))
-        complete, emit, final, left = Signal(), Signal(), Signal(), Signal.like(level)
+        ends, complete, valid, last = Signal(init=n_in == 1), Signal(), Signal(), Signal(init=n_out == 1)
+        take, emit, final, left = Signal(), Signal(), Signal(), Signal.like(level, name="left")
         m.d.comb += [
-            complete.eq(taken == n_in),
-            self.o.valid.eq(complete | (level >= t_out // step)),
+            self.o.valid.eq(valid),
             self.o.payload.as_value().eq(held),
-            emit.eq(self.o.valid & self.o.ready),
-            final.eq(emit & (given == n_out - 1)),
-            left.eq(Mux(final, 0, Mux(emit, level - t_out // step, level))),
+            emit.eq(valid & self.o.ready),
+            final.eq(emit & last),
+            left.eq(Mux(final, 0, Mux(emit, after, level))),
             self.i.ready.eq(final | (~complete & (left <= (capacity - t_in) // step))),
+            take.eq(self.i.valid & self.i.ready),
         ]
-        kept = Signal.like(held)
+        kept = Signal.like(held, name="kept")
         m.d.comb += kept.eq(Mux(final, 0, Mux(emit, held >> t_out * bits, held)))
+        due, now_ends = Mux(final, 0, taken), Mux(final, n_in == 1, ends)
+        m.d.sync += [held.eq(kept), level.eq(left), after.eq(left - t_out // step), taken.eq(due)]
+        m.d.sync += [ends.eq(now_ends), complete.eq(complete & ~final), valid.eq((complete & ~final) | (left >= t_out // step))]
         with m.If(emit):
-            m.d.sync += given.eq(Mux(final, 0, given + 1))
-        with m.If(self.i.valid & self.i.ready):
-            arrived = self.arrived(m, Mux(final, 0, taken) == n_in - 1)
-            m.d.sync += [held.eq(kept | self.placed(m, arrived, left, step * bits)), level.eq(left + t_in // step)]
-            m.d.sync += taken.eq(Mux(final, 1, taken + 1))
-        with m.Else():
-            m.d.sync += [held.eq(kept), level.eq(left)]
-            with m.If(final):
-                m.d.sync += taken.eq(0)
+            m.d.sync += [given.eq(Mux(final, 0, given + 1)), last.eq(Mux(final, n_out == 1, given == n_out - 2))]
+        with m.If(take):
+            arrived = self.arrived(m, now_ends)
+            m.d.sync += held.eq(kept | self.placed(m, arrived, left, step * bits))
+            m.d.sync += [level.eq(left + t_in // step), after.eq(left + (t_in - t_out) // step)]
+            m.d.sync += [taken.eq(due + 1), ends.eq(Mux(final, n_in == 2, taken == n_in - 2)), complete.eq(now_ends)]
+            m.d.sync += valid.eq(now_ends | (left + t_in // step >= t_out // step))
 
     def arrived(self, m: Module, last: Any) -> Signal:
         """The beat coming in, with the unused lanes of a pixel's last beat cleared."""

@@ -2,7 +2,9 @@
 """Average-pooling unit."""
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal
+from typing import Any
+
+from amaranth import Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -28,7 +30,7 @@ class AveragePoolUnit(Unit):
     def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes, o: Lanes) -> None:
         check_sums(i, o, window.taps)
         self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group")
-        self.lanes, self.taps, self.channels = o, window.taps, channels
+        self.channels = channels
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
     @property
@@ -40,23 +42,26 @@ class AveragePoolUnit(Unit):
         m = Module()
         m.submodules.window = self.window
         wiring.connect(m, wiring.flipped(self.i), self.window.i)
-        word = self.window.o
-        tap = counter(self.taps, "tap")
-        last = tap == self.taps - 1
-        m.d.comb += word.ready.eq(~self.o.valid | self.o.ready)
-        taken = word.valid & word.ready
-        used = used_lanes(self.channels, self.lanes, last_group(m, self.window.groups, taken & last))
-        with m.If(word.ready):
-            m.d.sync += self.o.valid.eq(word.valid & last)
-        with m.If(taken):
-            m.d.sync += tap.eq(Mux(last, 0, tap + 1))
-            for k in range(self.lanes.lanes):
-                total = Signal.like(self.o.payload[k], name=f"total_{k}", reset_less=True)
-                result = Mux(tap == 0, 0, total) + word.payload[k]
-                m.d.sync += total.eq(result)
-                with m.If(last):
-                    m.d.sync += self.o.payload[k].eq(Mux(used[k], result, 0))
+        x, first, used = window_words(m, self.window, self.channels, self.o)
+        with m.If(self.window.o.valid & self.window.o.ready):
+            for k, total in enumerate(self.o.payload):
+                m.d.sync += total.eq(Mux(first, 0, total) + Mux(used[k], x[k], 0))
         return m
+
+
+def window_words(m: Module, window: WindowStage, channels: int, o: stream.Interface) -> tuple[Any, Value, list[Value]]:
+    """Words of windows for a unit whose results grow in the payload of ``o``: the current word, whether it is its window's first, and
+    which lanes are used. ``o`` is valid once a window's last word has been taken; while it waits, the words wait."""
+    taps, word, first = window.window.taps, window.o, Signal(init=1)
+    tap = counter(taps, "tap")
+    last = tap == taps - 1
+    m.d.comb += word.ready.eq(~o.valid | o.ready)
+    taken = word.valid & word.ready
+    with m.If(word.ready):
+        m.d.sync += o.valid.eq(word.valid & last)
+    with m.If(taken):
+        m.d.sync += [tap.eq(Mux(last, 0, tap + 1)), first.eq(last)]
+    return word.payload, first, used_lanes(channels, window.lanes, last_group(m, window.groups, taken & last))
 
 
 def check_sums(i: Lanes, o: Lanes, count: int) -> None:

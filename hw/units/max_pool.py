@@ -2,13 +2,13 @@
 """Max-pooling unit."""
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.ring import counter
 from hw.lib.window import WindowStage
 from hw.params import Lanes, Window
+from hw.units.average_pool import window_words
 from hw.units.base import Unit, signature
 
 
@@ -26,7 +26,7 @@ class MaxPoolUnit(Unit):
 
     def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes) -> None:
         self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group", fill=i.lowest)
-        self.lanes, self.taps, self.channels = i, window.taps, channels
+        self.channels = channels
         super().__init__({"i": In(signature(i)), "o": Out(signature(i))})
 
     @property
@@ -38,21 +38,10 @@ class MaxPoolUnit(Unit):
         m = Module()
         m.submodules.window = self.window
         wiring.connect(m, wiring.flipped(self.i), self.window.i)
-        word, groups = self.window.o, self.window.groups
-        tap, group = counter(self.taps, "tap"), counter(groups, "group")
-        last = tap == self.taps - 1
-        best = Signal(self.o.payload.shape(), reset_less=True)
-        m.d.comb += word.ready.eq(~self.o.valid | self.o.ready)
-        with m.If(word.ready):
-            m.d.sync += self.o.valid.eq(word.valid & last)
-        with m.If(word.valid & word.ready):
-            m.d.sync += tap.eq(Mux(last, 0, tap + 1))
-            with m.If(last):
-                m.d.sync += group.eq(Mux(group == groups - 1, 0, group + 1))
-            for k in range(self.lanes.lanes):
-                greater = Mux((tap == 0) | (word.payload[k] > best[k]), word.payload[k], best[k])
-                m.d.sync += best[k].eq(greater)
-                used = (group != groups - 1) if (groups - 1) * self.lanes.lanes + k >= self.channels else 1
-                with m.If(last):
-                    m.d.sync += self.o.payload[k].eq(Mux(used, greater, 0))
+        x, first, used = window_words(m, self.window, self.channels, self.o)
+        with m.If(self.window.o.valid & self.window.o.ready):
+            for k, best in enumerate(self.o.payload):
+                value = Mux(used[k], x[k], 0)
+                with m.If(first | (value > best)):
+                    m.d.sync += best.eq(value)
         return m
