@@ -100,6 +100,7 @@ def kind(height: int, width: int, channels: int, bits: int = 8, signed: bool = F
 #: Multipliers on each family: "inferred" stays what the tools make of it.
 VARIANTS: dict[str, tuple[Multiplier, Multiplier]] = {
     "portable": ("packed27", "packed18"), "primitives": ("dsp48e2", "mult18x18d"), "inferred": ("inferred", "inferred"),
+    "soft": ("soft", "soft"),
 }  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def core(name: str, pe: int, simd: int, variant: str, steps: int = 4) -> UnitCas
     )  # fmt: skip
 
 
-def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int, taps: int = 1) -> UnitCase:
+def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int, taps: int, variant: str = "portable") -> UnitCase:
     """Depthwise 3×3 and pointwise 32 → 64 on 16×16, each requantized."""
     x = kind(16, 16, 32)
     first, second = depthwise(name, 32), conv(name, 32, 64)
@@ -217,7 +218,8 @@ def depthwise_pointwise(name: str, tiles: int, simd: int, pe: int, taps: int = 1
     scale = requant(name, acc, relu=False)
     (mid,) = scale.infer(acc)
     (out,) = second.infer(mid)
-    return chain(name, x, (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), 2, 2), taps=taps)
+    stages = (first, tiles, tiles), (scale, tiles, tiles), (second, simd, pe), (requant(name, out), 2 * tiles, 2 * tiles)
+    return chain(name, x, *stages, taps=taps, variant=variant)
 
 
 #: Offset patterns of the deformable case; whatever they are, the interval must be that of the plain unit.
@@ -228,7 +230,8 @@ def deform(pattern: str, size: int, channels: int, count: int, frac_bits: int) -
     """Square deformable, s in [-7, 8], beside the plain depthwise unit of as many lanes."""
     name = f"deform/{pattern}" if frac_bits == 3 else f"deform_rounded/{pattern}"
     low, high = -8 << frac_bits, (8 << frac_bits) - (1 << frac_bits)
-    op = Deform(weights=weights(name, 3, 3, channels), bias=weights(name, channels, bits=12), frac_bits=frac_bits, low=low, high=high)
+    # The same unit for every pattern.
+    op = Deform(weights=weights("d", 3, 3, channels), bias=weights("d", channels, bits=12), frac_bits=frac_bits, low=low, high=high)
     types = kind(size, size, channels), kind(size, size, 1, 4 + frac_bits, True)
 
     def feed() -> tuple[Array, ...]:
@@ -256,10 +259,9 @@ def _matrices() -> Iterable[UnitCase]:
     for variant in ("primitives", "portable"):
         yield core(f"core/48x16_{variant}", 48, 16, variant)
         yield core(f"core/8x8_{variant}", 8, 8, variant)
-    yield depthwise_pointwise("depthwise_pointwise/8", 8, 2, 32)
-    yield depthwise_pointwise("depthwise_pointwise/9", 9, 2, 32)
-    yield depthwise_pointwise("depthwise_pointwise/11", 11, 2, 32)
-    yield depthwise_pointwise("depthwise_pointwise/1x9", 1, 2, 32, taps=9)
+    yield depthwise_pointwise("depthwise_pointwise/9_64", 1, 2, 32, taps=9)
+    yield depthwise_pointwise("depthwise_pointwise/18_128", 2, 4, 32, taps=9)
+    yield depthwise_pointwise("depthwise_pointwise/9_64_primitives", 1, 2, 32, taps=9, variant="primitives")
     yield chain("conv3x3/pe8_simd4", kind(8, 8, 16), (conv("conv3x3", 16, 16, SAME3), 4, 8))
     stem = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
     yield chain("stem/pe8_simd3", kind(32, 32, 3), (conv("stem", 3, 24, stem, bits=8), 3, 8))
@@ -271,6 +273,9 @@ def _windows() -> Iterable[UnitCase]:
     for k in (3, 5, 7, 9):
         window = Window(kernel=(k, k), pad=(k // 2,) * 4)
         yield chain(f"depthwise/k{k}", kind(16, 16, 32), (depthwise("k", 32, window), 8, 8))
+    for variant in ("primitives", "soft"):
+        yield chain(f"depthwise/k3_{variant}", kind(16, 16, 32), (depthwise("k", 32), 8, 8), variant=variant)
+    yield chain("depthwise/k3_one_lane", kind(16, 16, 32), (depthwise("k", 32), 1, 1), variant="primitives")
     yield chain("depthwise/stride2", kind(16, 16, 32), (depthwise("s", 32, Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))), 8, 8))
     yield chain("depthwise/dilated", kind(16, 16, 32), (depthwise("d", 32, Window(kernel=(3, 3), dilation=(2, 2), pad=(2, 2, 2, 2))), 8, 8))
     yield from (deform(pattern, 32, 64, 16, 3) for pattern in PATTERNS)
@@ -282,6 +287,9 @@ def _rest() -> Iterable[UnitCase]:
     acc = kind(16, 16, 64, 20, True)
     for count in (1, 4, 16):
         yield chain(f"requant/{count}", acc, (requant("requant", acc), count, count))
+    narrow = kind(16, 16, 64, 17, True)
+    yield chain("requant/4_primitives", acc, (requant("requant", acc), 4, 4), variant="primitives")
+    yield chain("requant/4_narrow", narrow, (requant("requant", narrow), 4, 4), variant="primitives")
     x = kind(16, 16, 32)
     i = Lanes(lanes=8, bits=8, signed=False)
     yield joined("add", (x, x), Add(), 8, 8)

@@ -8,11 +8,12 @@ from functools import partial
 import numpy as np
 
 from hw.lib.fifo import Fifo
-from hw.params import Lanes, Window
+from hw.lib.held import HeldMatVec
+from hw.params import Lanes, Multiplier, Range, Window
 from hw.units.decode import DecodeUnit
 from sw.ops import Array, AveragePool, Decode, Deform, GlobalAveragePool, Image, Multiply, Table
 
-from .cases import FRAMES, PATTERNS, SAME3, Copies, UnitCase, chain, depthwise, joined, kind, moved, weights
+from .cases import FRAMES, PATTERNS, SAME3, VARIANTS, Copies, UnitCase, chain, depthwise, joined, kind, moved, weights
 
 
 def decode(size: int, classes: int, count: int, top_k: int) -> UnitCase:
@@ -43,7 +44,7 @@ def free(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> 
     name = f"deform_free/{pattern}"
     low, high = -8 << frac_bits, (8 << frac_bits) - 1  # all that the type holds
     op = Deform(
-        weights=weights(name, 3, 3, channels), bias=weights(name, channels, bits=12), frac_bits=frac_bits, low=low, high=high, free=True
+        weights=weights("f", 3, 3, channels), bias=weights("f", channels, bits=12), frac_bits=frac_bits, low=low, high=high, free=True
     )  # fmt: skip
     types = kind(size, size, channels), kind(size, size, op.offsets, 4 + frac_bits, True)
 
@@ -59,16 +60,57 @@ def free(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> 
     return joined(name, types, op, count, count, plain=f"depthwise/deform_{size}x{size}x{channels}_{count}", feed=feed)
 
 
+class _Held:
+    """Golden model of a held map with streamed weights: the weights are drawn with it, a set for each frame; results fold by fold."""
+
+    def __init__(self, size: int, channels: int, outputs: int, simd: int, pe: int) -> None:
+        rng = np.random.default_rng(channels)
+        self.shape, self.simd, self.pe = (size, size, channels), simd, pe
+        self.bias = rng.integers(-500, 500, outputs)
+        self.weights = rng.choice([-7, -6, -1, 1, 3, 7], (FRAMES, outputs, channels))
+
+    def make(self, multiplier: Multiplier) -> HeldMatVec:
+        size, _, channels = self.shape
+        i, o = Lanes(lanes=self.simd, bits=8, signed=False), Lanes(lanes=self.pe, bits=22, signed=True)
+        weight = Range(low=-7, high=7)
+        return HeldMatVec(
+            pixels=size * size, in_channels=channels, bias=self.bias.tolist(), weight=weight, i=i, o=o, multiplier=multiplier
+        )
+
+    def feed(self) -> tuple[Array, ...]:
+        unit = self.make("inferred")
+        x = np.random.default_rng(6).integers(0, 256, (FRAMES, *self.shape))
+        return x, np.array([unit.encode(w.tolist()) for w in self.weights]).reshape(FRAMES, 1, 1, -1)
+
+    def golden(self, x: Array, _: Array) -> tuple[Array, ...]:
+        size, _, channels = self.shape
+        sums = np.einsum("npc,noc->npo", x[:FRAMES].reshape(FRAMES, size * size, channels), self.weights) + self.bias
+        folds = sums.reshape(FRAMES, size * size, -1, self.pe).transpose(0, 2, 1, 3).reshape(FRAMES, 1, -1, self.pe)
+        return (np.concatenate([folds] * -(-len(x) // FRAMES))[: len(x)],)
+
+
+def held(size: int, channels: int, outputs: int, simd: int, pe: int, variant: str) -> UnitCase:
+    """A held map; ``simd``, ``pe`` must divide the channels."""
+    model, (xcup, ecp5) = _Held(size, channels, outputs, simd, pe), VARIANTS[variant]
+    name = f"held/{size}x{size}x{channels}_pe{pe}_simd{simd}_{variant}"
+    types = kind(size, size, channels), kind(1, 1, model.feed()[1].shape[-1], 4, True)
+    return UnitCase(
+        name=name, make=partial(model.make, xcup), make_ecp5=partial(model.make, ecp5), model=model, types=types, feed=model.feed,
+        multiplications=size * size * channels * outputs, multipliers=pe * simd,
+    )  # fmt: skip
+
+
 def more_cases() -> Iterable[UnitCase]:
     """One after the other."""
     x, i = kind(16, 16, 32), Lanes(lanes=8, bits=8, signed=False)
     half = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
     yield chain("depthwise_taps/3x3_9", x, (depthwise("t", 32), 1, 1), taps=9)
     yield chain("depthwise_taps/3x3_3", x, (depthwise("t", 32), 2, 2), taps=3)
-    yield chain("depthwise_taps/3x3_9_stride2", x, (depthwise("t", 32, half), 1, 1), taps=9)
     yield chain("depthwise_taps/5x5_25", x, (depthwise("t", 32, Window(kernel=(5, 5), pad=(2, 2, 2, 2))), 1, 1), taps=25)
     yield chain("depthwise_taps/3x3_9_wide", kind(16, 16, 8), (depthwise("t", 8, SAME3), 8, 8), taps=9)
     yield from (free(pattern, 16, 16, 8, 3) for pattern in PATTERNS)
+    yield held(4, 64, 64, 4, 16, "primitives")
+    yield held(4, 64, 64, 4, 16, "portable")
     yield chain("average_pool", x, (AveragePool(window=half), 8, 8))
     yield chain("global_average_pool", x, (GlobalAveragePool(), 8, 8))
     yield joined("multiply", (x, kind(16, 16, 32, signed=True)), Multiply(), 8, 8)

@@ -26,7 +26,7 @@ def test_cases_of_the_issue_are_there_and_their_plain_ones_too() -> None:
     point = CASES["pointwise/pe32_simd2_primitives"]
     assert (point.multipliers, point.multiplications) == (64, 16 * 16 * 64 * 64)
     assert point.unit == "ConvUnit + RequantUnit", "the requantizer's multipliers are not counted"
-    both = CASES["depthwise_pointwise/9"]
+    both = CASES["depthwise_pointwise/9_64"]
     assert (both.multipliers, both.multiplications) == (64 + 9, 16 * 16 * 32 * (64 + 9))
 
 
