@@ -30,6 +30,7 @@ from models.data.voc import Sample
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.epochs import run_epochs, write_json
 from models.ops.deform import FREE, OFFSET_MAX, OFFSET_MIN, SQUARE, SquareDeform
+from models.ops.pointwise import Pointwise
 from models.qat import activation_quantizers, calibrate, prepare, snapped
 from models.quantize import QuantTrainer, calibration_batches
 from models.score import score, torch_network
@@ -121,7 +122,7 @@ def build(config: CodenetConfig, variant: Variant, seed: int = 0) -> Codenet:
         if isinstance(module, SquareDeform) and not variant.square:
             free = FreeDeform(module.channels)
             free.load_state_dict(module.state_dict())
-            where, offset = path.rpartition(".")[0], nn.Conv2d(module.channels, 2 * 9, 1)
+            where, offset = path.rpartition(".")[0], Pointwise(module.channels, 2 * 9, 1)
             for value in offset.parameters():
                 nn.init.zeros_(value)
             model.set_submodule(path, free)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import brevitas.nn as qnn
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -294,7 +295,7 @@ class _Freezer:
 
     def _convolution(self, layer: QuantConv | QuantDeform, name: str, inputs: tuple[str, ...]) -> Step:
         attributes = {"stride": layer.stride[0], "pad": layer.padding[0], "groups": layer.groups, "dilation": layer.dilation[0]}
-        attributes["weight_bits"] = int(layer.weight_quant.quant_injector.bit_width)
+        attributes["weight_bits"] = layer.weight_bits
         if layer.bias is not None:
             weight, bias = layer.parameters_quantized(torch.zeros(1, layer.in_channels, 1, 1))
             # Not bias.int(): Brevitas doubts float32 integers near 2^22. Their relative error of 2^-24 is less than half a step.
@@ -309,7 +310,7 @@ class _Freezer:
 
     def _quantize(self, node: fx.Node, module: nn.Module, name: str) -> None:
         step = self.pending[node.all_input_nodes[0]]
-        kind = {"QuantReLU": "relu", "QuantHardTanh": "clip"}.get(type(module).__name__, "none")
+        kind = "relu" if isinstance(module, qnn.QuantReLU) else "clip" if isinstance(module, qnn.QuantHardTanh) else "none"
         output = self.results.get(node, step.name)
         self._add(node, dataclasses.replace(step, outputs=(output,), slot=name, activation=kind), Range.of(quantizer_of(module)))
 

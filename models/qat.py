@@ -20,6 +20,8 @@ from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
 from models.ops.wiring import Add
 from models.quantizers import (
     Image8,
+    LeanIdentity,
+    LeanReLU,
     PowerOfTwo,
     QuantConv,
     QuantDeform,
@@ -80,11 +82,9 @@ def fold_batch_norm(conv: nn.Conv2d | SquareDeform, norm: nn.BatchNorm2d) -> nn.
 
 def _slot(module: nn.Module, *, head: bool, frac_bits: int, bits: int) -> nn.Module:
     """The Brevitas layer for the place of a quantizer."""
-    slot: nn.Module = qnn.QuantIdentity(act_quant=Signed16 if head else activation_quantizer(bits, signed=True))
+    slot: nn.Module = LeanIdentity(act_quant=Signed16 if head else activation_quantizer(bits, signed=True))
     if isinstance(module, nn.ReLU):
-        slot = qnn.QuantReLU(act_quant=activation_quantizer(bits, signed=False))
-        slot.set_submodule("act_quant.fused_activation_quant_proxy.activation_impl", nn.Identity())  # the quantizer does its work
-        quantizer_of(slot).relu = True
+        slot = LeanReLU(activation_quantizer(bits, signed=False))
     elif isinstance(module, nn.Hardtanh):
         slot = qnn.QuantHardTanh(act_quant=offset_quantizer(frac_bits, int(module.min_val), int(module.max_val)))
     return slot
@@ -97,7 +97,7 @@ def prepare(model: Codenet, bits: Bits | None = None) -> Codenet:
         raise ValueError(f"quantized offsets must lie within {OFFSET_MIN}..{OFFSET_MAX}, not {low}..{high}: train with such bounds")
     model, bits = copy.deepcopy(model), bits or Bits()
     layers, shared = find_layers(model)
-    model.set_submodule("input", qnn.QuantIdentity(act_quant=Image8))
+    model.set_submodule("input", LeanIdentity(act_quant=Image8))
     for layer in layers:
         conv = model.get_submodule(layer.conv)
         is_head, wide = layer.output is not None, bits.activation(layer.slot)

@@ -105,6 +105,7 @@ class QuantTrainer:
         self.model, self.teacher = model, teacher
         self.ranges = FreeRanges(model) if free_ranges else None
         self.snap_at = round(free_ranges * steps)
+        self.parameters = list(model.parameters())
         scales = [p for name, p in model.named_parameters() if name.endswith(".log2")]
         others = [p for name, p in model.named_parameters() if not name.endswith(".log2")]
         if self.ranges is not None:
@@ -119,7 +120,8 @@ class QuantTrainer:
         rate = cosine_lr(self.step, self.steps, self.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["times"]
-        self.model.train()
+        if not self.model.training:  # Brevitas' thousands of modules take their time
+            self.model.train()
         x = images_to_input(batch[0]).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             taught = self.teacher(x)
@@ -131,7 +133,7 @@ class QuantTrainer:
             raise RuntimeError(f"training diverged at step {self.step}; a smaller lr than {self.lr} may help")
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(self.parameters, 10.0)
         self.optimizer.step()
         self.step += 1
         return {name: value.item() for name, value in losses.items()} | {"lr": rate}

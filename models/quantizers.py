@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.ops.deform import SQUARE, SquareDeform, deform_conv
 from models.ops.fake_quantize import fake_quantize
+from models.ops.pointwise import by_products
 
 #: An integer bias stays below this.
 BIAS_LIMIT = 2**22
@@ -92,20 +93,22 @@ class PowerOfTwo(nn.Module):
         return float(self.free[0].detach().exp2()) if self.free else float(2.0 ** -int(self.exponent))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.value(x), torch.tensor(self.scale), torch.tensor(0.0), torch.tensor(float(self.bits))
+
+    def value(self, x: Tensor) -> Tensor:
+        """The fake-quantized x."""
         if self.relu and (self.observed is not None or self.bypass or self.free):
             x = torch.relu(x)
         if self.observed is not None:
             flat = x.detach().flatten()
             self.observed += [flat[:: max(1, len(flat) // 8192)], flat.aminmax().min.view(1), flat.aminmax().max.view(1)]
-            y = x
-        elif self.bypass:
-            y = x.clamp(self.low * self.scale, self.high * self.scale) if self.clamps else x
-        elif self.free:
+            return x
+        if self.bypass:
+            return x.clamp(self.low * self.scale, self.high * self.scale) if self.clamps else x
+        if self.free:
             share = (x.numel() * self.high) ** -0.5  # LSQ's weight of the scale's gradient (Esser et al., arXiv 1902.08153)
-            y = torch._fake_quantize_learnable_per_tensor_affine(x, self.free[0].exp2(), torch.zeros(1), self.low, self.high, share)
-        else:
-            y = fake_quantize(x, self.scale, self.low, self.high, relu=self.relu)
-        return y, torch.tensor(self.scale), torch.tensor(0.0), torch.tensor(float(self.bits))
+            return torch._fake_quantize_learnable_per_tensor_affine(x, self.free[0].exp2(), torch.zeros(1), self.low, self.high, share)
+        return fake_quantize(x, self.scale, self.low, self.high, relu=self.relu)
 
     def calibrate(self) -> None:
         """Choose the exponent with the least squared error over what was observed, and quantize from now on."""
@@ -186,6 +189,43 @@ def quantizer_of(slot: nn.Module) -> PowerOfTwo:
     return quantizer
 
 
+class LeanIdentity(qnn.QuantIdentity):
+    """Brevitas' layer without its way through a dozen modules: the quantizer's value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantizer_of(self).value(x)
+
+
+class LeanReLU(qnn.QuantReLU):
+    """The same with a ReLU, which the quantizer's lower end is."""
+
+    def __init__(self, act_quant: type[Unsigned8]) -> None:
+        super().__init__(act_quant=act_quant)
+        quantizer_of(self).relu = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantizer_of(self).value(x)
+
+
+class _ByChannel(torch.autograd.Function):
+    """``scale * clamp(round(x / scale))`` with Brevitas' gradients: of x where nothing was clamped, of scale as if rounding were not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, limit: float) -> Tensor:
+        steps = x / scale
+        whole = steps.round()
+        inside = whole.abs() <= limit
+        whole = whole.clamp(-limit, limit)
+        ctx.save_for_backward(inside, whole - steps * inside)
+        return whole * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inside, moved = ctx.saved_tensors
+        grad = gradients[0]
+        return grad * inside, (grad * moved).flatten(1).sum(1).view(-1, *[1] * (grad.ndim - 1)), None
+
+
 class _Placed:
     """Between which quantizers a layer stands; set once by ``place``, in a tuple so that PyTorch does not own them twice."""
 
@@ -206,7 +246,9 @@ class _Placed:
 
 
 class QuantConv(_Placed, qnn.QuantConv2d):
-    """Convolution with quantized weights and a bias of 24 bits at accumulator scale."""
+    """Convolution with quantized weights of ``weight_bits`` and a bias of 24 bits at accumulator scale."""
+
+    weight_bits: int
 
     @torch.no_grad()
     def raise_floor(self) -> None:
@@ -227,12 +269,21 @@ class QuantConv(_Placed, qnn.QuantConv2d):
         weight = self.weight_quant(self.weight)
         return weight, self.bias_quant(self.bias, IntQuantTensor(x, torch.tensor(quantizer.scale), *signs), weight)
 
+    def values_quantized(self) -> tuple[Tensor, Tensor | None]:
+        """What ``parameters_quantized`` holds, without Brevitas' way there, which took a third of a training step."""
+        self.raise_floor()
+        scale = self.weight_quant.tensor_quant.scaling_impl(self.weight)
+        weight: Tensor = _ByChannel.apply(self.weight, scale, 2.0 ** (self.weight_bits - 1) - 1)  # type: ignore[no-untyped-call]
+        if self.bias is None:
+            return weight, None
+        step = scale.view(-1, 1) * self.input_quantizer.scale
+        bias: Tensor = _ByChannel.apply(self.bias.view(-1, 1), step, 2.0**23 - 1)  # type: ignore[no-untyped-call]
+        return weight, bias.view(-1)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.bypass:
-            plain: Tensor = self._conv_forward(x, self.weight, self.bias)
-            return plain
-        weight, bias = self.parameters_quantized(x)
-        y: Tensor = self._conv_forward(x, weight.value, bias.value)
+        weight, bias = (self.weight, self.bias) if self.bypass else self.values_quantized()
+        cheap = by_products(self, x, weight, bias)
+        y: Tensor = self._conv_forward(x, weight, bias) if cheap is None else cheap
         return y
 
 
@@ -242,18 +293,9 @@ class QuantDeform(QuantConv):
     taps = SQUARE
 
     def forward(self, x: Tensor, o: Tensor) -> Tensor:  # type: ignore[override]
-        def gather(weight: Tensor) -> Tensor:
-            return deform_conv(x, o, weight, groups=self.groups, taps=self.taps)
-
-        if self.bypass:
-            plain = gather(self.weight)
-            return plain if self.bias is None else plain + self.bias.view(1, -1, 1, 1)
-        if self.bias is None:
-            self.raise_floor()
-            return gather(self.weight_quant(self.weight).value)
-        weight, bias = self.parameters_quantized(x)
-        y: Tensor = gather(weight.value) + bias.value.view(1, -1, 1, 1)
-        return y
+        weight, bias = (self.weight, self.bias) if self.bypass else self.values_quantized()
+        y = deform_conv(x, o, weight, groups=self.groups, taps=self.taps)
+        return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 
 def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
@@ -262,6 +304,7 @@ def quant_conv(conv: nn.Conv2d, bits: int) -> QuantConv:
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups=conv.groups, bias=True,
         weight_quant=weight_quantizer(bits), bias_quant=Int24Bias,
     )  # fmt: skip
+    quantized.weight_bits = bits
     with torch.no_grad():
         quantized.weight.copy_(conv.weight)
         quantized.bias.copy_(conv.bias if conv.bias is not None else torch.zeros_like(quantized.bias))
@@ -273,7 +316,7 @@ def quant_deform(conv: SquareDeform, bits: int) -> QuantDeform:
     c = conv.channels
     kind = {"weight_quant": weight_quantizer(bits)} | ({} if conv.bias is None else {"bias_quant": Int24Bias})
     quantized = QuantDeform(c, c, 3, padding=1, groups=c, bias=conv.bias is not None, **kind)
-    quantized.taps = conv.taps
+    quantized.taps, quantized.weight_bits = conv.taps, bits
     with torch.no_grad():
         quantized.weight.copy_(conv.weight)
         if conv.bias is not None:
@@ -285,7 +328,7 @@ def quant_deform(conv: SquareDeform, bits: int) -> QuantDeform:
 def start_scales(layer: QuantConv | QuantDeform, candidates: int = 40) -> None:
     """Give each output channel's weights the scale of least squared error; one (almost) without weights gets a scale that lets it learn."""
     weight = layer.weight.flatten(1)
-    high = 2 ** (int(layer.weight_quant.quant_injector.bit_width) - 1) - 1
+    high = 2 ** (layer.weight_bits - 1) - 1
     largest = weight.abs().amax(1, keepdim=True)
     largest = largest.clamp(min=float(largest.max()) * 2**-8 or 2**-4)
     best, error = largest / high, torch.full_like(largest, float("inf"))

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from models.detectors.codenet import CHANNELS, Codenet
 from models.losses import Targets, detection_loss, focal_loss
+from models.ops.pointwise import Pointwise
 
 
 class DeepSupervision(nn.Module):
@@ -20,7 +21,7 @@ class DeepSupervision(nn.Module):
         super().__init__()
         places = [model.conv5, *(stage.get_submodule(str(stage.last)) for stage in (model.decoder[0], model.decoder[1]))]
         widths = (CHANNELS[model.config.width][-1], *model.config.decoder)
-        layers = [nn.Conv2d(n, len(model.config.classes), 1) for n, _ in zip(widths, places, strict=False)]
+        layers = [Pointwise(n, len(model.config.classes), 1) for n, _ in zip(widths, places, strict=False)]
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
+from models.ops.pointwise import Pointwise
 from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
 
 #: How a gather finds its taps: by a predicted dilation a pixel, or always the same ones.
@@ -44,7 +45,7 @@ class Gather:
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False, relu: bool = True) -> list[nn.Module]:
     """Convolution, batch norm and, unless told otherwise, ReLU: the modules of one layer, in order."""
     groups = inputs if depthwise else 1
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    conv = Pointwise(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(outputs), *([nn.ReLU()] if relu else [])]
 
 
@@ -56,7 +57,7 @@ class Gathering(Container):
             reach = how.dilation * (how.kernel // 2)
             self.static = nn.Conv2d(channels, channels, how.kernel, padding=reach, dilation=how.dilation, groups=channels, bias=False)
             return
-        self.offset = nn.Conv2d(channels, 1, 1)
+        self.offset = Pointwise(channels, 1, 1)
         nn.init.zeros_(self.offset.weight)
         assert self.offset.bias is not None
         nn.init.zeros_(self.offset.bias)  # o = 0: starts as a plain 3x3
@@ -204,11 +205,11 @@ def mix_before(inputs: int, outputs: int, how: Gather) -> nn.Sequential:
     """1x1 before a gather: bare before a deformable one (network A), with batch norm and ReLU before a static one."""
     if how.kind == "static":
         return nn.Sequential(*conv_bn(inputs, outputs))
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.Identity())
+    return nn.Sequential(Pointwise(inputs, outputs, 1, bias=False), nn.Identity())
 
 
 def _last(channels: int, outputs: int, bias: float) -> list[nn.Module]:
-    last = nn.Conv2d(channels, outputs, 1)
+    last = Pointwise(channels, outputs, 1)
     assert last.bias is not None
     nn.init.constant_(last.bias, bias)
     nn.init.normal_(last.weight, std=0.01)

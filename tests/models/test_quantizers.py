@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import brevitas.nn as qnn
 import pytest
 import torch
 from torch import nn
 
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.losses import Targets, detection_loss
-from models.qat import HEAD_LIMIT, calibrate, fold_batch_norm, pack, prepare, settle_heads, unpack
-from models.quantizers import BIAS_LIMIT, PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
+from models.qat import HEAD_LIMIT, Bits, calibrate, fold_batch_norm, pack, prepare, quant_layers, settle_heads, unpack
+from models.quantizers import BIAS_LIMIT, LeanIdentity, LeanReLU, PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
 
 CONFIG = CodenetConfig(size=(32, 32), classes=("a", "b"), decoder=(16, 8, 8), head_channels=8, stem="stride4")
 
@@ -79,6 +80,54 @@ def test_folding_is_exact_also_for_dead_channels() -> None:
         folded = fold_batch_norm(conv, norm)
         torch.testing.assert_close(folded(x), norm(conv(x)), rtol=1e-4, atol=1e-5)
     assert torch.isfinite(folded.weight).all() and folded.bias is not None
+
+
+def test_the_short_way_to_weights_and_biases_is_brevitas() -> None:
+    """Values to the bit, gradients of weight, bias and scale to rounding; clamped weights and a floor that binds included."""
+    torch.manual_seed(2)
+    model = prepare(trained_like(), Bits(weights={"*": 4, "stage*": 3, "conv1.0": 8}))
+    calibrate(model, [torch.rand(2, 3, *CONFIG.size)])
+    layers = quant_layers(model.train())
+    assert len(layers) == 74
+    for layer in layers:
+        learned = [layer.weight, *([] if layer.bias is None else [layer.bias]), layer.weight_quant.tensor_quant.scaling_impl.log2]
+        with torch.no_grad():
+            layer.weight.mul_(1.4)  # assigning makes Brevitas start anew
+            if layer.bias is not None:
+                layer.bias[0] = 3e4 * layer.input_quantizer.scale
+        grads = [torch.randn_like(p) for p in learned[:-1]]
+        found = []
+        for short in (True, False):
+            if short:
+                values = [v for v in layer.values_quantized() if v is not None]
+            elif layer.bias is None:
+                layer.raise_floor()
+                values = [layer.weight_quant(layer.weight).value]
+            else:
+                values = [each.value for each in layer.parameters_quantized(torch.zeros(1, layer.in_channels, 1, 1))]
+            total = sum((v * g).sum() for v, g in zip(values, grads, strict=True))
+            assert isinstance(total, torch.Tensor)
+            found.append((values, torch.autograd.grad(total, learned)))
+        (mine, my_grads), (theirs, their_grads) = found
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        for a, b in zip(my_grads[:-1], their_grads[:-1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # Brevitas multiplies by the scale and divides again
+        # A scale's is a sum of differences of what value * gradient adds up to.
+        terms = sum(float((v.detach() * g).abs().sum()) for v, g in zip(theirs, grads, strict=True))
+        torch.testing.assert_close(my_grads[-1], their_grads[-1], rtol=1e-4, atol=1e-6 * terms)
+
+
+def test_activations_are_quantized_as_brevitas_would() -> None:
+    model = prepared()
+    x = torch.randn(2, 8, 5, 5)
+    kinds = set()
+    for module in model.modules():
+        if isinstance(module, (LeanIdentity, LeanReLU)):
+            kinds.add(type(module))
+            base = qnn.QuantReLU if isinstance(module, LeanReLU) else qnn.QuantIdentity
+            whole = base.forward(module, x)
+            assert torch.equal(module(x), whole if isinstance(whole, torch.Tensor) else whole.value)
+    assert kinds == {LeanIdentity, LeanReLU}
 
 
 @torch.no_grad()
