@@ -146,7 +146,7 @@ class Trainer:
         plain = [p for p in model.parameters() if p.ndim <= 1]
         helpers = list(self.objective.deep.parameters()) if self.objective.deep is not None else []
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain + helpers, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "float16")
         self.average = Average(model, options.ema)
         self.parallel: nn.Module = DistributedDataParallel(self.objective) if group.size > 1 else self.objective

@@ -150,7 +150,8 @@ def evaluate(
     """AP50 of one backend on the first ``images`` of a split (None: all; for ``rtl`` those that were simulated, or ten), without and
     with NMS; ``flip_test``: two passes, averaged over the mirror image (not from a simulation); ``coco``: COCO's figures too.
 
-    ``rtl`` uses the head maps that ``simulate`` wrote where they are of these images, and simulates otherwise.
+    ``golden`` needs no compiled design, the quantized model is enough. ``rtl`` uses the head maps that ``simulate`` wrote where they are
+    of these images, and simulates otherwise.
     """
     data = data or data_of(run)
     made, images = _rtl(run, data, split, images) if backend == "rtl" else (_backend(run, backend), images)
@@ -163,7 +164,8 @@ def _backend(run: Path, name: str) -> Any:
     if name in ("torch-float", "torch-quantized"):
         return upward(name)(run)
     if name == "golden":
-        return upward("accelerated")("golden", GoldenAccelerator(compiler.load_model(run / "compiled")))
+        compiled = run / "compiled" if (run / "compiled" / "model.onnx").exists() else run  # the same file, before it is compiled
+        return upward("accelerated")("golden", GoldenAccelerator(compiler.load_model(compiled)))
     raise WarploomError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
 
 
