@@ -21,6 +21,7 @@ from models.quantize import distillation_loss, load_quantized, quantize
 from models.schedules import cosine_lr
 from models.score import score, torch_network
 from models.train import make_config, train
+from sw import steps
 
 XML = (
     "<annotation><size><width>64</width><height>64</height><depth>3</depth></size><object><name>{}</name>"
@@ -115,6 +116,12 @@ def test_quantization_leaves_one_network_in_three_forms(run: Path, data: Path) -
         assert np.abs(exact - rough).mean() < 0.02 * exact.std(), "float32 may move one value by a step; what follows then differs a little"
     model = onnx.load(run / "model.onnx")
     assert [output.name for output in model.graph.output] == ["hm", "wh", "reg"]
+
+
+def test_golden_is_evaluated_without_compiling(run: Path, data: Path) -> None:
+    assert (run / "model.onnx").exists() and not (run / "compiled").exists()
+    figures = [steps.evaluate(run, backend=name, data=data, split="val") for name in ("golden", "torch-quantized")]
+    assert figures[0]["ap50"] == figures[1]["ap50"] and figures[0]["ap50_nms"] == figures[1]["ap50_nms"]
 
 
 def test_failed_quantization_leaves_earlier_files_whole(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
