@@ -115,13 +115,14 @@ class DeformMemoryUnit(Unit):
         wiring.connect(m, wiring.flipped(self.i), beats.i)
         command, words, claimed, taken = self.write.command, self.write.data, Signal(), Signal()
         size = self.width * self.groups
-        left, line = counter(size + 1, "words_left"), counter(self.region_bytes, "line")
-        m.d.comb += [command.valid.eq((left == 0) & beats.o.valid & self.fetch.room), claimed.eq(command.valid & command.ready)]
+        at, line, asked = counter(size, "word_of_row"), counter(self.region_bytes, "line"), Signal()
+        m.d.comb += [command.valid.eq(~asked & beats.o.valid & self.fetch.room), claimed.eq(command.valid & command.ready)]
         m.d.comb += [command.payload.address.eq(line), command.payload.words.eq(size), self.fetch.claimed.eq(claimed)]
-        m.d.comb += [words.valid.eq((left != 0) & beats.o.valid), beats.o.ready.eq((left != 0) & words.ready)]
+        m.d.comb += [words.valid.eq(asked & beats.o.valid), beats.o.ready.eq(asked & words.ready)]
         m.d.comb += taken.eq(words.valid & words.ready)
         beat, bits = beats.o.payload.as_value(), self.lanes.bits
         m.d.comb += words.payload.eq(Cat(Cat(beat.word_select(k, bits), Const(0, self.lane_bits - bits)) for k in range(self.lanes.lanes)))
-        m.d.sync += left.eq(Mux(claimed, size, left - taken))
+        with m.If(taken):
+            m.d.sync += [at.eq(at + 1), asked.eq(at != size - 1)]
         with m.If(claimed):
-            m.d.sync += line.eq(Mux(line == self.region_bytes - self.row_bytes, 0, line + self.row_bytes))
+            m.d.sync += [asked.eq(1), at.eq(0), line.eq(Mux(line == self.region_bytes - self.row_bytes, 0, line + self.row_bytes))]

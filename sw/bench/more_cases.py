@@ -100,6 +100,18 @@ def held(size: int, channels: int, outputs: int, simd: int, pe: int, variant: st
     )  # fmt: skip
 
 
+def upsampled(before: bool, size: int, channels: int, count: int, frac_bits: int) -> UnitCase:
+    """CoDeNet's range of square offsets on a map that nearest upsampling has made ``size``: upsampled ``before``, or by the unit itself."""
+    name = f"deform_upsampled/{'before' if before else 'inside'}"
+    small, low, high = size if before else size // 2, -8 << frac_bits, 7 << frac_bits
+    op = Deform(
+        weights=weights("u", 3, 3, channels), bias=weights("u", channels, bits=12), frac_bits=frac_bits, low=low, high=high,
+        upsample=1 if before else 2,
+    )  # fmt: skip
+    types = kind(small, small, channels), kind(size, size, 1, 4 + frac_bits, True)
+    return joined(name, types, op, count, count)
+
+
 def more_cases() -> Iterable[UnitCase]:
     """One after the other."""
     x, i = kind(16, 16, 32), Lanes(lanes=8, bits=8, signed=False)
@@ -111,6 +123,7 @@ def more_cases() -> Iterable[UnitCase]:
     yield from (free(pattern, 16, 16, 8, 3) for pattern in PATTERNS)
     yield held(4, 64, 64, 4, 16, "primitives")
     yield held(4, 64, 64, 4, 16, "portable")
+    yield from (upsampled(before, 16, 64, 8, 3) for before in (True, False))
     yield chain("average_pool", x, (AveragePool(window=half), 8, 8))
     yield chain("global_average_pool", x, (GlobalAveragePool(), 8, 8))
     yield joined("multiply", (x, kind(16, 16, 32, signed=True)), Multiply(), 8, 8)
