@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from amaranth import Module, Mux, Signal, Value, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import adder_tree, tree_stages
@@ -11,6 +11,7 @@ from hw.lib.fetch import job_layout
 from hw.lib.fifo import Fifo
 from hw.lib.mac import bits_for, words_of
 from hw.lib.ring import counter
+from hw.lib.store import ram, rows_of
 from hw.params import Ints, Ints2, Lanes
 from hw.units.base import layout, signature
 
@@ -80,17 +81,13 @@ class Collect(wiring.Component):
     def _products(self, m: Module, step: Value, share: Value, index: Value) -> list[Signal]:
         """share · weight · channel of every lane, 3 + tree_stages(bits of a weight) steps later."""
         bits = self._weight_bits
-        m.submodules.weights = weights = memory.Memory(
-            shape=data.ArrayLayout(signed(bits), self.lanes.lanes), depth=len(self._weights), init=self._weights
-        )
-        port = weights.read_port()
-        m.d.comb += [port.addr.eq(index), port.en.eq(step)]
+        weights = rows_of(m, "weights", self._weights, bits, index, step)
         stages = tree_stages(bits)
         share = later(m, step, share, 2)
         words = data.View(layout(self.lanes), later(m, step, self.words.payload.as_value(), 2 + stages))
         found = []
         for k in range(self.lanes.lanes):
-            weight = later(m, step, port.data[k], 1)
+            weight = later(m, step, weights[k], 1)
             terms = [Mux(bit, share << n if n < bits - 1 else -(share << n), 0) for n, bit in enumerate(weight)]
             factor = adder_tree(m, terms, step, f"factor_{k}")[: len(share) + bits].as_signed()
             product = Signal(signed(len(factor) + self.lanes.bits + 1), name=f"product_{k}", reset_less=True)
@@ -102,15 +99,13 @@ class Collect(wiring.Component):
     def _sum(self, m: Module, step: Value, group: Value, first: Value, products: list[Signal], valid: Value, total: data.View) -> None:
         """Adds up into ``total``, three steps after ``group``, one after ``first`` and ``products``; ``valid`` comes with ``total``."""
         shape = layout(self.out)
-        m.submodules.sums = sums = memory.Memory(shape=shape, depth=self.groups, init=[])
+        m.submodules.sums = sums = ram(shape, self.groups)
         r_port, w_port = sums.read_port(), sums.write_port()
-        ports = [r_port]
+        m.d.comb += [r_port.addr.eq(group), r_port.en.eq(step)]
+        found = [r_port.data]
         if any(v for word in self._bias for v in word):
-            m.submodules.bias = bias = memory.Memory(shape=shape, depth=self.groups, init=self._bias)
-            ports.append(bias.read_port())
-        for port in ports:
-            m.d.comb += [port.addr.eq(group), port.en.eq(step)]
-        before, *starts = (data.View(shape, later(m, step, port.data.as_value(), 1)) for port in ports)
+            found.append(rows_of(m, "bias", self._bias, self.out.bits, group, step))
+        before, *starts = (data.View(shape, later(m, step, row.as_value(), 1)) for row in found)
         held = Signal(shape, reset_less=True)
         for k, product in enumerate(products):
             start = starts[0][k] if starts else 0
