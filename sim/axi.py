@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hw.axi import AxiAccelerator
+from hw.lib.axi_master import AxiReader
 from hw.lib.axi_stream import stream_bits
 from hw.params import Lanes
 from sim.beats import pack, words
@@ -47,7 +48,8 @@ def run_scenarios(dut: AxiAccelerator, scenarios: Sequence[Scenario], work: Path
     build = build_bench(dut)
     work.mkdir(parents=True, exist_ok=True)
     plan = {
-        "outputs": list(dut.outs), "weights": list(dut.readers), "times": str(work / "times.json"),
+        "outputs": list(dut.outs), "weights": list(dut.readers),
+        "masters": {n: "read" if isinstance(m, AxiReader) else "write" for n, m in dut.masters.items()}, "times": str(work / "times.json"),
         "scenarios": [asdict(s) for s in scenarios],
     }  # fmt: skip
     (work / "plan.json").write_text(json.dumps(plan, default=bytes.hex))

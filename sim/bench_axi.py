@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import traceback
@@ -21,11 +22,14 @@ from cocotbext.axi import (
     AxiStreamFrame,
     AxiStreamSink,
     AxiStreamSource,
+    AxiWriteBus,
 )
-from cocotbext.axi.axi_ram import AxiRamRead
+from cocotbext.axi.axi_ram import AxiRamRead, AxiRamWrite
 
 #: Nanoseconds a cycle, and cycles that a step may take.
 CYCLE, PATIENCE = 10, 200_000
+#: Bytes of a memory.
+SIZE = 1 << 20
 
 
 class Memory(AxiRamRead):  # type: ignore[misc]
@@ -34,8 +38,8 @@ class Memory(AxiRamRead):  # type: ignore[misc]
     cocotbext-axi itself fails on bursts that cross 4 kB.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args, size=1 << 20)
+    def __init__(self, *args: Any, mem: Any = None) -> None:
+        super().__init__(*args, size=SIZE, mem=mem)
         self.ar_channel.queue_occupancy_limit = 16
         self.thinks, self.most, self.faulty, self.next = 0, 0, -1, -1
         self.rng = random.Random(5)
@@ -70,6 +74,12 @@ class Bench:
         self.sinks = {n: AxiStreamSink(AxiStreamBus.from_prefix(dut, f"m_axis_{n}"), *edge) for n in plan["outputs"]}
         self.control = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), *edge)
         self.memories = {n: Memory(AxiReadBus.from_prefix(dut, f"m_axi_{n}"), *edge) for n in plan["weights"]}
+        # The masters of units share one memory: what one writes another may read.
+        self.shared = mmap.mmap(-1, SIZE)
+        ports = {k: [n for n, kind in plan["masters"].items() if kind == k] for k in ("read", "write")}
+        self.memories |= {n: Memory(AxiReadBus.from_prefix(dut, f"m_axi_{n}"), *edge, mem=self.shared) for n in ports["read"]}
+        writers = [AxiWriteBus.from_prefix(dut, f"m_axi_{n}") for n in ports["write"]]
+        self.writers = [AxiRamWrite(bus, *edge, size=SIZE, mem=self.shared) for bus in writers]
         self.ends: dict[str, list[int]] = {}
 
     async def reset(self, stalls: bool, seed: int) -> None:
@@ -84,6 +94,8 @@ class Bench:
         writes, reads = self.control.write_if, self.control.read_if
         channels = [self.source, *self.sinks.values(), writes.aw_channel, writes.w_channel, writes.b_channel]
         channels += [reads.ar_channel, reads.r_channel]
+        for writer in self.writers:
+            channels += [writer.aw_channel, writer.w_channel, writer.b_channel]
         for memory in self.memories.values():
             channels += [memory.ar_channel, memory.r_channel]
             memory.thinks, memory.most, memory.faulty = 60 * stalls, 0, -1
@@ -151,6 +163,11 @@ class Bench:
     async def load(self, name: str, address: int, data: str) -> None:
         """Put bytes into a memory."""
         self.memories[name].write(address, bytes.fromhex(data))
+
+    async def fill(self, address: int, data: str) -> None:
+        """Put bytes into the memory that all masters of units share."""
+        whole = bytes.fromhex(data)
+        self.shared[address : address + len(whole)] = whole
 
     async def fault(self, name: str, address: int) -> None:
         """Let a word of memory answer with an error."""
