@@ -109,7 +109,8 @@ class EngineUnit(Unit):
         ]
         self.finisher = Finisher(finishes, pe=pe, bits=self.bits, lanes=lanes, shift=self.shift, data_bits=data_bits, out=self.outs)
         self.acc = Lanes(lanes=lanes, bits=self.bits, signed=True)
-        seen = stream.Signature(data.ArrayLayout(signed(self.bits), lanes), always_ready=True)
+        # A stream to watch: nobody need take its beats, so ready is up unless it is driven.
+        seen = wiring.Signature({"payload": Out(data.ArrayLayout(signed(self.bits), lanes)), "valid": Out(1), "ready": In(1, init=1)})
         super().__init__({
             **{f"i{n}": In(signature(k.i)) for n, k in enumerate(layers)},
             **{f"o{n}": Out(signature(k.o)) for n, k in enumerate(layers)},

@@ -104,13 +104,16 @@ class SlabLoader(wiring.Component):
                 m.d.sync += full[half].eq(1)
             with m.Elif(self.done & (current == half)):
                 m.d.sync += full[half].eq(0)
+        # A word is written a cycle after it came: its column and row are then ready in registers.
+        word, place, put = Signal(self.data_bits, reset_less=True), Signal(range(2 * self.rows), reset_less=True), Signal(self.columns)
+        m.d.sync += [word.eq(words.payload), place.eq(Mux(into, self.rows, 0) + row)]
+        m.d.sync += put.eq(Cat(take & ~tail & (column == k) for k in range(self.columns)))
         parts = []
         for k in range(self.columns):
             width = min(self.data_bits, self.row_bits - k * self.data_bits)
             m.submodules[f"column{k}"] = memory = Memory(shape=width, depth=2 * self.rows, init=[])
             write, read = memory.write_port(), memory.read_port()
-            m.d.comb += [write.addr.eq(Mux(into, self.rows, 0) + row), write.data.eq(words.payload)]
-            m.d.comb += write.en.eq(take & ~tail & (column == k))
+            m.d.comb += [write.addr.eq(place), write.data.eq(word), write.en.eq(put[k])]
             m.d.comb += [read.addr.eq(Mux(current, self.rows, 0) + self.row), read.en.eq(self.en)]
             parts.append(read.data)
         m.d.comb += self.data.eq(Cat(parts))
