@@ -8,9 +8,9 @@ from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.store import ram
 from hw.params import Lanes
 from hw.units.base import signature
 
@@ -107,7 +107,7 @@ class InPool(Pool):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         n = len(self.regions)
-        m.submodules.words = memory = Memory(shape=self.width, depth=self.depth, init=[])
+        m.submodules.words = memory = ram(self.width, self.depth)
         write, read = memory.write_port(), memory.read_port()
         m.d.comb += [read.addr.eq(self.addr), read.en.eq(self.en), self.data.eq(read.data)]
         turn, word, storing = Signal(range(n)), Signal(self.width, reset_less=True), Signal()
@@ -163,7 +163,7 @@ class OutPool(Pool):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         n = len(self.regions)
-        m.submodules.words = memory = Memory(shape=data.ArrayLayout(8, self.bytes), depth=self.depth, init=[])
+        m.submodules.words = memory = ram(data.ArrayLayout(8, self.bytes), self.depth)
         write, read = memory.write_port(granularity=1), memory.read_port()
         m.d.comb += [write.addr.eq(self.addr), write.en.eq(self.mask), write.data.as_value().eq(self.data), read.en.eq(1)]
         turn, kept, full = Signal(range(n)), self.counters("kept"), self.counters("full")

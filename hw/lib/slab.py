@@ -8,11 +8,11 @@ from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.memory import ReadPort
 from hw.lib.pool import choose
+from hw.lib.store import ram
 from hw.params import Lanes
 from hw.units.base import signature
 
@@ -111,14 +111,14 @@ class SlabLoader(wiring.Component):
         parts = []
         for k in range(self.columns):
             width = min(self.data_bits, self.row_bits - k * self.data_bits)
-            m.submodules[f"column{k}"] = memory = Memory(shape=width, depth=2 * self.rows, init=[])
+            m.submodules[f"column{k}"] = memory = ram(width, 2 * self.rows)
             write, read = memory.write_port(), memory.read_port()
             m.d.comb += [write.addr.eq(place), write.data.eq(word), write.en.eq(put[k])]
             m.d.comb += [read.addr.eq(Mux(current, self.rows, 0) + self.row), read.en.eq(self.en)]
             parts.append(read.data)
         m.d.comb += self.data.eq(Cat(parts))
         size = 1 << max(self.parameter_words - 1, 1).bit_length()
-        m.submodules.parameters = memory = Memory(shape=self.data_bits, depth=PARAMETER_SLOTS * size, init=[])
+        m.submodules.parameters = memory = ram(self.data_bits, PARAMETER_SLOTS * size)
         write, read = memory.write_port(), memory.read_port()
         index = (size - 1).bit_length()
         m.d.comb += [write.addr.eq(Cat(Cat(column, Const(0, index))[:index], slot)), write.data.eq(words.payload), write.en.eq(take & tail)]

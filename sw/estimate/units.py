@@ -139,6 +139,8 @@ def delay(width: int, steps: int) -> Structure:
 
 def deform(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     """hw.units.deform.DeformUnit."""
+    if fold.place == "memory":
+        return deform_memory(op, types, out, fold)
     x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
     size, rows = op.weights.shape[0], op.ring(x).rows(op.banks)
     bank = rows // op.banks * -(-x.width // op.banks) * groups
@@ -147,6 +149,22 @@ def deform(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     stage = gather(lanes, x.bits, op.frac_bits, counts, bank, rows)
     wide = x.bits + 2 * op.frac_bits
     return stage + mac(lanes, groups, size * size, wide, w_bits, out.bits, bias, fold.multiplier)
+
+
+def deform_memory(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.lib.deform_memory.DeformMemoryUnit: commands, a product and a sum a lane, sums and tables."""
+    x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
+    w_bits, share = signed_bits(weight_range(op)), 2 * op.frac_bits + 1
+    wide = share + w_bits
+    factor = Structure((w_bits - 1) * wide, tree_stages(w_bits) * wide + w_bits)
+    lane = factor + product(wide, x.bits + 1) + register(wide + x.bits, 0) + register(x.bits) + register(out.bits, 2) + register(out.bits)
+    bias = rom(lanes * out.bits, groups, columns=lanes * constants_bits(int(op.bias.min()), int(op.bias.max()))) if op.bias.any() else Structure()
+    tables = rom(lanes * w_bits, groups * op.weights.shape[0] ** 2) + ram(lanes * out.bits, groups) + bias
+    return lane.times(lanes) + tables + queue(lanes * out.bits, 2) + queue(lanes * x.bits, 2) + Structure(FETCH, FETCH)
+
+
+#: LUTs and flip-flops of what finds neighbours in memory and asks for them.
+FETCH = 450
 
 
 def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
