@@ -38,7 +38,7 @@ class MemoryModel:
     taken."""
 
     latency: int = 100
-    words_a_cycle: float = 1.0
+    words_a_cycle: float = 0.8125
     p_valid: float = 1.0
 
 

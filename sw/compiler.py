@@ -18,18 +18,19 @@ from hw.units.requant import RequantUnit
 from hw.verilog import convert
 from sw import axi as edges
 from sw import estimate
-from sw.engine import ENGINE, members
+from sw.engine import ENGINE, EnginePlan, members
 from sw.errors import CompileError
+from sw.estimate import Area
 from sw.files import new_folder
 from sw.folding.fold import Fold, choose, cycles, read_engine, read_pins, shared_folds
 from sw.folding.schedule import size_fifos
-from sw.folding.search import search
+from sw.folding.search import Choice, search
 from sw.frontends import qonnx
 from sw.graph import Graph
 from sw.lower import Design, identifier, lower
 from sw.ops import Conv, Deform, Depthwise, Requant
 from sw.passes import run_all
-from sw.targets import target_of
+from sw.targets import Device, target_of
 
 #: Called with the step that begins.
 Step = Callable[[str], None]
@@ -70,13 +71,13 @@ def compile(
     pins, engine = (read_pins(folding), read_engine(folding)) if folding else (None, None)
     choice = None
     if device is not None:
-        choice = search(graph, target_of(device), target=target_cycles, multiplier=multiplier, pins=pins, engine=engine, step=step)
-    folds = choose(graph, target_cycles, pins, multiplier or "inferred", engine) if choice is None else choice.folds
-    engine = choice.engine if choice is not None else engine
-    step("building units")
-    design = lower(graph, folds, engine)
-    step("sizing FIFOs")
-    design.links = size_fifos(design)
+        design, choice = _searched(graph, target_of(device), target_cycles, multiplier, pins, engine, step)
+        engine = choice.engine
+    else:
+        step("building units")
+        design = lower(graph, choose(graph, target_cycles, pins, multiplier or "inferred", engine), engine)
+        step("sizing FIFOs")
+        design.links = size_fifos(design)
     record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     if choice is not None:
         record["choice"] = {"device": device, "limit": choice.limit, "shares": choice.shares, "proved_too_short": choice.too_short}
@@ -91,11 +92,27 @@ def compile(
             wrapped = edges.wrap(design)
             (folder / "accelerator_axi.v").write_text(convert(wrapped, name="accelerator_axi"))
             (folder / "axi.json").write_text(json.dumps(edges.describe(wrapped), indent=1))
-        own = {n.name: vars(folds[n.name]) for n in design.nodes.values()}
+        own = {n.name: vars(design.folds[n.name]) for n in design.nodes.values()}
         (folder / "folding.json").write_text(json.dumps(own | ({"engine": engine.record()} if engine else {}), indent=1))
         (folder / "memory.bin").write_bytes(design.memory_image())
         (folder / "design.json").write_text(json.dumps(record, indent=1))
     return record
+
+
+def _searched(
+    graph: Graph, device: Device, target: int | None, multiplier: Multiplier | None, pins: dict[str, Fold] | None,
+    engine: EnginePlan | None, step: Step,
+) -> tuple[Design, Choice]:  # fmt: skip
+    """The design of the folds that a search finds; it looks twice, since queues and gearboxes are known only after the first time."""
+    around = Area()
+    for look in ("a first time", "beside its queues and gearboxes"):
+        step(f"choosing foldings, {look}")
+        choice = search(graph, device, target=target, multiplier=multiplier, pins=pins, engine=engine, around=around, step=step)
+        step("building units and sizing FIFOs")
+        design = lower(graph, choice.folds, choice.engine)
+        design.links = size_fifos(design)
+        around = estimate.around(design)
+    return design, choice
 
 
 def _key(model: Path, target_cycles: int | None, folding: Path | None, *options: object) -> str:

@@ -15,6 +15,7 @@ from sw.cache import ROOT, digest
 from sw.compiler import build_design, compile, load_design
 from sw.errors import WarploomError
 from sw.files import new_folder, whole_file
+from sw.synth.network import synthesize
 from sw.verify import verify
 
 DEVICE, CLOCK_HZ = "xczu3eg", 250e6
@@ -66,8 +67,6 @@ def _record(config: Config, folder: Path, step: Step) -> dict[str, Any]:
     model, compiled = _model(config, folder / "model", say), folder / "compiled"
     compile(model / "model.onnx", compiled, target_cycles=config.cycles, device=DEVICE, step=say)
     record = _simulated(config, model, compiled, folder / "simulated.json", say)
-    from sw.synth.network import synthesize  # type: ignore[import-not-found]
-
     say("area of every unit by Yosys")
     area = synthesize(build_design(compiled), "xcup", lambda done, total: say(f"{done} of {total} units") if done % 20 == 0 else None)
     planned = {"cycles_per_frame": load_design(compiled)["interval_cycles"]}

@@ -17,7 +17,7 @@ from sw.graph import Graph, Node
 from sw.lower import Design
 from sw.ops import TensorType
 
-__all__ = ["Area", "Family", "area", "design", "engine", "fifo", "fork", "gearbox", "memory"]
+__all__ = ["Area", "Family", "area", "around", "design", "engine", "fifo", "fork", "gearbox", "memory"]
 
 
 def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
@@ -54,6 +54,16 @@ def design(built: Design, family: Family = "xcup") -> dict[str, Area]:
     """Every unit of a design by its name, and every FIFO by its link's."""
     found = {name: _unit(built, name, family) for name in built.units}
     return found | {k.name: fifo(k.source.lanes.width, k.depth, family) for k in built.links if k.depth}
+
+
+def around(built: Design, family: Family = "xcup") -> Area:
+    """Queues, gearboxes and forks of a design: what lies around the units of its nodes."""
+    own = {*built.nodes, ENGINE}
+    total = Area()
+    for name, part in design(built, family).items():
+        if name not in own:
+            total += part
+    return total
 
 
 def _unit(built: Design, name: str, family: Family) -> Area:

@@ -158,7 +158,8 @@ def deform_memory(op: Any, types: Types, out: TensorType, fold: Fold) -> Structu
     wide = share + w_bits
     factor = Structure((w_bits - 1) * wide, tree_stages(w_bits) * wide + w_bits)
     lane = factor + product(wide, x.bits + 1) + register(wide + x.bits, 0) + register(x.bits) + register(out.bits, 2) + register(out.bits)
-    bias = rom(lanes * out.bits, groups, columns=lanes * constants_bits(int(op.bias.min()), int(op.bias.max()))) if op.bias.any() else Structure()
+    columns = lanes * constants_bits(int(op.bias.min()), int(op.bias.max()))
+    bias = rom(lanes * out.bits, groups, columns=columns) if op.bias.any() else Structure()
     tables = rom(lanes * w_bits, groups * op.weights.shape[0] ** 2) + ram(lanes * out.bits, groups) + bias
     return lane.times(lanes) + tables + queue(lanes * out.bits, 2) + queue(lanes * x.bits, 2) + Structure(FETCH, FETCH)
 

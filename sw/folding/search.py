@@ -34,6 +34,7 @@ RESOURCES = ("LUTs", "flip-flops", "multipliers", "block RAM")
 FILL = 0.85
 #: Rounds of prices at an interval, and how strongly prices follow the shares.
 ROUNDS, STRENGTH = 16, 6.0
+NOTHING = Area()
 #: Rounds that each of several arrangements gets before the best one is looked at closely.
 SCREEN = 5
 #: The search ends when feasible and infeasible interval are this close.
@@ -74,12 +75,13 @@ class Search:
 
     def __init__(
         self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold], engine: EnginePlan | None = None,
-        like: Search | None = None,
+        like: Search | None = None, around: Area = NOTHING,
     ) -> None:  # fmt: skip
         self.graph, self.device, self.multiplier, self.engine = graph, device, multiplier, engine
         self.shared = shared_folds(graph, engine)
         self.pins = {n: f for n, f in pins.items() if n not in self.shared}
-        self.engine_area = estimate.engine(graph, engine) if engine and engine.places else Area()
+        self.around = around
+        self.engine_area = around + (estimate.engine(graph, engine) if engine and engine.places else Area())
         self.engine_cycles = engine_cycles(graph, engine) if engine and engine.places else 0
         if unknown := sorted(set(pins) - {n.name for n in graph.nodes}):
             raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
@@ -128,7 +130,7 @@ class Search:
         return result
 
     def total(self, folds: Mapping[str, Fold]) -> Area:
-        """Area of all nodes and of the engine."""
+        """Area of all nodes, of the engine, and of what is ``around``."""
         result = self.engine_area
         for index, node in enumerate(self.graph.nodes):
             if node.name not in self.shared:
@@ -152,6 +154,28 @@ class Search:
             prices = 0.5 * prices + 0.5 * weights / weights.sum()
         return found[0], found[1], bound
 
+    def improved(self, folds: dict[str, Fold]) -> tuple[dict[str, Fold], float]:
+        """Folds changed one by one, lanes kept, as long as the greatest share falls; and that share.
+
+        Prices change all equal nodes at once; this is what lets some of them have their weights in LUTs and others in block RAM.
+        """
+        folds, shares = dict(folds), shares_of(self.total(folds), self.device)
+        while True:
+            best: tuple[float, str, Fold, Shares] | None = None
+            for index, node in enumerate(self.graph.nodes):
+                if node.name in self.shared or node.name in self.pins or not self.wide(node):
+                    continue
+                now, tried = folds[node.name], self.tried(index, 0)
+                rest = shares - shares_of(self.area(index, now), self.device)
+                for fold, share in zip(tried.folds, tried.shares, strict=True):
+                    if (fold.lanes_in, fold.lanes_out, fold.taps) == (now.lanes_in, now.lanes_out, now.taps) and fold != now:
+                        most = float((rest + share).max())
+                        if most < (best[0] if best else float(shares.max())) - 1e-9:
+                            best = (most, node.name, fold, rest + share)
+            if best is None:
+                return folds, float(shares.max())
+            _, name, folds[name], shares = best
+
 
 def _before(graph: Graph, node: Node) -> tuple[str | None, int]:
     producer = graph.producer(node.inputs[0])
@@ -166,16 +190,18 @@ def search(
     multiplier: Multiplier | None = None,
     pins: Mapping[str, Fold] | None = None,
     engine: EnginePlan | None = None,
+    around: Area = NOTHING,
     step: Callable[[str], None] = lambda _: None,
 ) -> Choice:
     """The shortest interval that fits ``device`` (``target`` None), or the smallest area at ``target`` cycles a frame.
 
     Where the device has external memory, a shared engine for the layers with most weights and deformable maps in memory are tried
-    beside everything on chip (sw/folding/share.py); ``engine`` pins a plan instead.
+    beside everything on chip (sw/folding/share.py); ``engine`` pins a plan instead. ``around``: area that queues, gearboxes
+    and forks will take.
 
     CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate.py).
     """
-    base = Search(graph, device, multiplier or device.multiplier, pins or {}, engine)
+    base = Search(graph, device, multiplier or device.multiplier, pins or {}, engine, around=around)
     if target is not None:
         found = _best(base, target, free=engine is None)
         if found.folds is None:
@@ -215,10 +241,12 @@ def _best(base: Search, target: int, *, free: bool) -> Found:
     states = [base]
     if free:
         for way in arrangements(base.graph, base.device, target, base.multiplier, base.pins):
-            states.append(Search(base.graph, base.device, base.multiplier, base.pins | dict(way.pins), way.engine, like=base))
+            states.append(Search(base.graph, base.device, base.multiplier, base.pins | dict(way.pins), way.engine, base, base.around))
     looked = [(state, state.best(target, ROUNDS if len(states) == 1 else SCREEN)) for state in states]
     state, _ = min(looked, key=lambda pair: pair[1][1])
     folds, share, _ = state.best(target)
+    if folds is not None:
+        folds, share = state.improved(folds)
     return Found(state=state, folds=folds, share=share, bound=min(bound for _, (_, _, bound) in looked))
 
 

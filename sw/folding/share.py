@@ -17,7 +17,7 @@ from sw.targets import Device
 #: Most of the target interval that the engine's jobs may fill: what is left covers waiting for tiles.
 LOAD = 0.97
 #: Most of the memory's rate that weights may take.
-SHARE = 0.8
+SHARE = 1.0
 #: Pixels of a job for each word in a row of weights, at least.
 AHEAD = 1.2
 #: Share of a tile's period in which it fills up, or is taken.
