@@ -175,6 +175,17 @@ def evaluate(
     show(record, as_json, "backend", "split", "images", *keys)
 
 
+def _show_pareto(points: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(points))
+        return
+    table = Table("cycles a frame", "frames a second", "LUT", "FF", "multipliers", "BRAM36", "greatest share", "fits", "limit")
+    for p in points:
+        sizes = (f"{p[k]:,}" for k in ("lut", "ff", "dsp", "bram36"))
+        table.add_row(f"{p['cycles']:,}", f"{p['fps']:.1f}", *sizes, f"{p['share']:.0%}", "yes" if p["fits"] else "no", p["limit"])
+    screen.print(table)
+
+
 @verb("compile")
 def compile_(
     model: Annotated[Path | None, typer.Argument(help="A QONNX file (default: the run's model.onnx).")] = None,
@@ -186,13 +197,21 @@ def compile_(
     clock: Annotated[float, typer.Option(min=1, help="Assumed clock in Hz.")] = 250e6,
     multiplier: Annotated[str | None, typer.Option(help=f"Kind of multipliers: {', '.join(get_args(Multiplier))}.")] = None,
     axi: Annotated[bool, typer.Option("--axi", help="Write accelerator_axi.v too: the accelerator behind AXI.")] = False,
+    fastest: Annotated[bool, typer.Option("--max", help="As fast as fits --device: what happens without --cycles and --fps.")] = False,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Area against frame rate on --device instead: table and plot.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile QONNX to a streaming accelerator in Verilog: run/compiled."""
-    if fps is not None and cycles is not None:
-        raise WarploomError("--fps and --cycles are two ways to say the same: give one")
+    if (fps is not None) + (cycles is not None) + fastest > 1:
+        raise WarploomError("--fps, --cycles and --max say how fast it shall be: give one")
+    if (fastest or pareto) and device is None:
+        raise WarploomError("--max and --pareto are about a device: give --device")
     if multiplier not in (None, *get_args(Multiplier)):
         raise WarploomError(f"--multiplier must be one of {', '.join(get_args(Multiplier))}, not {multiplier!r}")
+    if pareto:
+        assert device is not None
+        _show_pareto(steps.pareto(run, device=device, clock_hz=clock, model=model, multiplier=multiplier, step=say), as_json)
+        return
     target = cycles if fps is None else int(clock / fps)
     options = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi}
     record = steps.compile(run, model=model, step=say, **options)

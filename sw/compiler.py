@@ -186,6 +186,7 @@ def describe(design: Design) -> dict[str, Any]:
         "lanes": sum(u.multipliers for u in design.units.values() if not isinstance(u, RequantUnit)),
         "weight_bytes": weight_bytes(graph),
         "area": sum(areas.values(), estimate.Area()).record(),
+        "memory": estimate.memories(design),
         "interval_cycles": max(u.frame_cycles for u in design.units.values()),
         "notes": list(graph.notes),
         "metadata": dict(graph.metadata),

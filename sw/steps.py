@@ -18,6 +18,7 @@ import numpy as np
 from sw import compiler
 from sw.errors import WarploomError
 from sw.files import new_folder, whole_file
+from sw.folding.pareto import pareto_points
 from sw.report import write_report
 from sw.runtime.accelerator import Accelerator, GoldenAccelerator, Progress
 from sw.targets import target_of
@@ -54,6 +55,7 @@ UPWARD = {
     "exercise": "models.exercise:exercise_offsets",
     "export": "models.export:export_qonnx",
     "untrained": "models.untrained:export_untrained",
+    "plot_pareto": "models.plots:plot_pareto",
     "verilator": "sim.accelerator:VerilatorAccelerator",
     "measure": "sim.measure:measure",
     "recording": "sim.accelerator:Recording",
@@ -134,6 +136,20 @@ def save(run: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
 def compile(run: Path, *, model: Path | None = None, step: compiler.Step = lambda _: None, **options: Any) -> dict[str, Any]:
     """Compile ``model`` (default: the run's model.onnx) into run/compiled."""
     return compiler.compile(model or run / "model.onnx", run / "compiled", step=step, **options)
+
+
+def pareto(
+    run: Path, *, device: str, clock_hz: float, model: Path | None = None, multiplier: Any = None, step: compiler.Step = lambda _: None
+) -> list[dict[str, Any]]:
+    """Area against frame rate for ``device``: run/pareto-<device>.json and .png."""
+    target = target_of(device)
+    points = pareto_points(model or run / "model.onnx", target, clock_hz=clock_hz, multiplier=multiplier, step=step)
+    budget = {"lut": target.luts, "ff": target.flip_flops, "dsp": target.multipliers, "bram36": target.bram36}
+    with whole_file(run / f"pareto-{device}.json") as file:
+        file.write_text(json.dumps({"device": device, "clock_hz": clock_hz, "budget": budget, "points": points}, indent=1))
+    with whole_file(run / f"pareto-{device}.png") as file:
+        upward("plot_pareto")(points, budget, f"{device}, {clock_hz / 1e6:g} MHz assumed", file)
+    return points
 
 
 def evaluate(

@@ -5,11 +5,13 @@ constants were fitted to Yosys; ``warploom synth`` and ``warploom bench estimate
 """
 from __future__ import annotations
 
+from typing import Any
+
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from sw.engine import ENGINE, EnginePlan
 from sw.estimate import parts
-from sw.estimate.area import Area, Family, price, ram
+from sw.estimate.area import Area, Family, Structure, price, ram, store_area
 from sw.estimate.engine import engine as engine_structure
 from sw.estimate.units import UNITS, regroup
 from sw.folding.fold import Fold
@@ -17,7 +19,7 @@ from sw.graph import Graph, Node
 from sw.lower import Design
 from sw.ops import TensorType
 
-__all__ = ["Area", "Family", "area", "around", "design", "engine", "fifo", "fork", "gearbox", "memory"]
+__all__ = ["Area", "Family", "area", "around", "design", "engine", "fifo", "fork", "gearbox", "memories", "memory"]
 
 
 def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
@@ -52,8 +54,29 @@ def engine(graph: Graph, plan: EnginePlan, family: Family = "xcup") -> Area:
 
 def design(built: Design, family: Family = "xcup") -> dict[str, Area]:
     """Every unit of a design by its name, and every FIFO by its link's."""
-    found = {name: _unit(built, name, family) for name in built.units}
-    return found | {k.name: fifo(k.source.lanes.width, k.depth, family) for k in built.links if k.depth}
+    return {name: price(structure, family) for name, structure in structures(built).items()}
+
+
+def structures(built: Design) -> dict[str, Structure]:
+    """What every unit and FIFO of a design is made of."""
+    found = {name: _unit(built, name) for name in built.units}
+    return found | {k.name: parts.queue(k.source.lanes.width, k.depth) for k in built.links if k.depth}
+
+
+def memories(built: Design, family: Family = "xcup") -> list[dict[str, Any]]:
+    """Every memory of a design: its unit and the unit's kind, constants (weights and parameters) or a buffer, size, place, and what it
+    takes."""
+    rows = []
+    for name, structure in structures(built).items():
+        node = built.nodes.get(name)
+        kind = node.op.name if node else type(built.units[name]).__name__.lower() if name in built.units else "fifo"
+        for store in structure.stores:
+            rows.append({
+                "unit": node.name if node else name, "kind": kind, "holds": "buffer" if store.written else "constants",
+                "place": store.place, "width": store.width, "depth": store.depth, "bits": store.width * store.depth,
+                **store_area(store, family).record(),
+            })  # fmt: skip
+    return rows
 
 
 def around(built: Design, family: Family = "xcup") -> Area:
@@ -66,15 +89,16 @@ def around(built: Design, family: Family = "xcup") -> Area:
     return total
 
 
-def _unit(built: Design, name: str, family: Family) -> Area:
+def _unit(built: Design, name: str) -> Structure:
     unit, node = built.units[name], built.nodes.get(name)
     if name == ENGINE and built.engine is not None:
-        return engine(built.graph, built.engine, family)
+        return engine_structure(built.graph, built.engine)
     if isinstance(unit, Fork):
-        return fork(unit.outputs, family)
+        return parts.fork(unit.outputs)
     if isinstance(unit, Regroup):
-        return gearbox(unit.channels, unit.i_lanes.bits, unit.i_lanes.lanes, unit.o_lanes.lanes, family)
+        return regroup(unit.channels, unit.i_lanes.bits, unit.i_lanes.lanes, unit.o_lanes.lanes)
     if node is None:
         raise ValueError(f"{name} must be a fork, a gearbox or the unit of a node, not {type(unit).__name__}")
     graph = built.graph
-    return area(node, graph.types(node.inputs), graph.tensors[node.outputs[0]].type, built.folds[node.name], family)
+    types, out = graph.types(node.inputs), graph.tensors[node.outputs[0]].type
+    return UNITS[type(node.op)](node.op, types, out, built.folds[node.name])
