@@ -79,7 +79,8 @@ def test_from_training_to_the_table_and_again_without_work(tmp_path: Path, monke
     times = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     said.clear()
     again = run(names, 1)
-    assert all("(found)" in line for line in said) and len(said) == 4
+    assert all("CPU seconds, found)" in line for line in said) and len(said) == 4
+    assert min(each["cpu_seconds"] for each in record["runs"]) > 0 and "hours of CPU time in all" in (out / "ablation.md").read_text()
     assert times == {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     assert again["rows"] == record["rows"] == json.loads((out / "ablation.json").read_text())["rows"]
     text = (out / "ablation.md").read_text()
