@@ -197,6 +197,7 @@ def compile_(
     clock: Annotated[float, typer.Option(min=1, help="Assumed clock in Hz.")] = 250e6,
     multiplier: Annotated[str | None, typer.Option(help=f"Kind of multipliers: {', '.join(get_args(Multiplier))}.")] = None,
     axi: Annotated[bool, typer.Option("--axi", help="Write accelerator_axi.v too: the accelerator behind AXI.")] = False,
+    prove: Annotated[int, typer.Option(min=0, help="Random images on which each pass must leave golden's answer as it was.")] = 0,
     fastest: Annotated[bool, typer.Option("--max", help="As fast as fits --device: what happens without --cycles and --fps.")] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Area against frame rate on --device instead: table and plot.")] = False,
     as_json: Json = False,
@@ -213,7 +214,7 @@ def compile_(
         _show_pareto(steps.pareto(run, device=device, clock_hz=clock, model=model, multiplier=multiplier, step=say), as_json)
         return
     target = cycles if fps is None else int(clock / fps)
-    options = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi}
+    options = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi, "prove": prove}
     record = steps.compile(run, model=model, step=say, **options)
     if "choice" in record:
         say(record["choice"]["limit"])

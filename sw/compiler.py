@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ Step = Callable[[str], None]
 
 def load_graph(model: Path) -> Graph:
     """The optimized integer graph of a QONNX file."""
-    return run_all(qonnx.load(model))
+    return run_all(qonnx.load(model))[0]
 
 
 def compile(
@@ -50,6 +50,7 @@ def compile(
     device: str | None = None,
     multiplier: Multiplier | None = None,
     axi: bool = False,
+    prove: int = 0,
     step: Step = lambda _: None,
 ) -> dict[str, Any]:
     """Compile ``model`` into the folder ``out`` and return the design's record (``design.json``).
@@ -57,16 +58,17 @@ def compile(
     ``target_cycles``: cycles a frame that no unit may exceed (None: as fast as any folding can be, or as fits ``device``);
     ``folding``: a JSON file that pins nodes; ``device``: search foldings for its resources (sw/folding/search.py);
     ``multiplier``: kind of the convolutions' multipliers (default: the device's packed ones, inferred without a device); ``axi``:
-    write accelerator_axi.v and axi.json too, the accelerator behind AXI and its registers. The folder appears whole or not at all; if it
+    write accelerator_axi.v and axi.json too, the accelerator behind AXI and its registers; ``prove``: random images on which golden must
+    say the same before and after each pass. The folder appears whole or not at all; if it
     holds the same design already nothing is done.
     Raises CompileError for anything that cannot be lowered.
     """
-    key = _key(model, target_cycles, folding, device, multiplier, axi)
+    key = _key(model, target_cycles, folding, device, multiplier, axi, prove)
     if (out / "design.json").is_file() and (found := load_design(out)).get("key") == key:
         step("up to date")
         return found
     step("reading the model")
-    graph = load_graph(model)
+    graph, passes = run_all(qonnx.load(model), prove=prove)
     step("choosing foldings")
     pins, engine = (read_pins(folding), read_engine(folding)) if folding else (None, None)
     choice = None
@@ -79,6 +81,7 @@ def compile(
         step("sizing FIFOs")
         design.links = size_fifos(design)
     record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    record["passes"] = {"proved_on": prove, "done": [asdict(p) for p in passes]}
     if choice is not None:
         record["choice"] = {"device": device, "limit": choice.limit, "shares": choice.shares, "proved_too_short": choice.too_short}
     with new_folder(out) as folder:

@@ -96,6 +96,7 @@ def build(record: dict[str, Any], run: Path) -> list[Section]:
         _accuracy(record, run),
         _figures(record, run),
         _area(record, run),
+        *_choices(record, run),
         *(_synthesis(record, device, run) for device in DEVICES if f"synth-{device}" in record),
         _verification(record, run),
         _offsets(record),
@@ -151,6 +152,32 @@ def _area(record: dict[str, Any], run: Path) -> Section:
         f"printed by `warploom compile --run {run} --json`."
     )
     return Section(title="Area estimate", header=("device", "resource", "estimate", "device has", "share"), rows=tuple(rows), text=text)
+
+
+def _choices(record: dict[str, Any], run: Path) -> list[Section]:
+    """What the compiler chose and saved: passes, what limits, the shared engine, every bit of memory."""
+    design, found = record["design"], []
+    rows = [(p["name"], *(f"{a:,} → {b:,}" for a, b in (p["nodes"], p["multiplications"], p["values"]))) for p in design["passes"]["done"]]
+    proved = design["passes"]["proved_on"]
+    shown = f"Golden's outputs compared before and after each on {proved} random images."
+    text = shown if proved else "Proved by `warploom compile --prove 2`."
+    found.append(Section(title="Passes", header=("pass", "nodes", "multiplications", "values of all tensors"), rows=tuple(rows), text=text))
+    engine = design.get("engine")
+    limit = f"Limit: {design['choice']['limit']}. " if "choice" in design else ""
+    if engine:
+        limit += (
+            f"Shared engine of {engine['pe']} × {engine['simd']} products a cycle for {len(engine['places'])} layers: "
+            f"{engine['cycles']:,} cycles and {engine['words_a_frame'] * engine['data_bits'] // 8:,} bytes of weights read a frame. "
+        )
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in design["memory"]:
+        groups.setdefault((row["kind"], row["holds"], row["place"]), []).append(row)
+    lines = []
+    for key, part in sorted(groups.items()):
+        lines.append((*key, str(len(part)), *(f"{sum(r[n] for r in part):,g}" for n in ("bits", "lut", "bram36"))))
+    header = ("part", "holds", "place", "number", "bits", "LUT", "BRAM36")
+    text = f"{limit}Each memory by itself: `warploom compile --run {run} --json`, key `memory`. Estimates of LUTs and blocks."
+    return [*found, Section(title="Memory", header=header, rows=tuple(lines), text=text)]
 
 
 def _synthesis(record: dict[str, Any], device: str, run: Path) -> Section:

@@ -27,7 +27,7 @@ def pareto_points(
     that fits, what limits. The area of queues and gearboxes is that of the slowest design everywhere. Points that no folding reaches are
     left out, and those that are not smaller than a faster one. CompileError if the model cannot be lowered.
     """
-    graph = run_all(qonnx.load(model))
+    graph, _ = run_all(qonnx.load(model))
     first = floor_cycles(graph)
     step("queues and gearboxes")
     slow = search(graph, device, target=first * SPAN, multiplier=multiplier)

@@ -1,13 +1,16 @@
 """Every pass leaves golden's answer unchanged and every tensor of the file recoverable."""
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sw import golden
+from sw.errors import CompileError
 from sw.frontends import qonnx
 from sw.graph import Graph, verify
-from sw.ops import Concat, Deform, Shuffle, Upsample
+from sw.ops import Concat, Conv, Deform, Shuffle, Upsample
 from sw.passes import PASSES, fold_upsample_into_deform, run_all
 from sw.testing import QonnxWriter, micro_network
 
@@ -33,7 +36,7 @@ def test_each_pass_is_exact(tmp_path: Path, name: str, seed: int) -> None:
 
 def test_all_passes_are_exact_and_do_their_work(tmp_path: Path) -> None:
     graph = qonnx.load(micro_network(tmp_path / "m.onnx"))
-    after = run_all(graph)
+    after, _ = run_all(graph, prove=1)
     check(graph, after)
     assert after.multiplications() < graph.multiplications()
     assert not any(isinstance(n.op, Shuffle) for n in after.nodes)
@@ -78,7 +81,7 @@ def test_a_shuffle_whose_concat_has_another_reader_stays(tmp_path: Path) -> None
     joined = w.concat([a, b], "joined")
     outputs = [w.conv(w.shuffle(joined, "s", 8, 8), "c", 2), w.conv(joined, "d", 2)]
     graph = qonnx.load(w.save(tmp_path / "m.onnx", outputs))
-    after = run_all(graph)
+    after, _ = run_all(graph, prove=1)
     check(graph, after)
     assert any(isinstance(n.op, Shuffle) for n in after.nodes)
 
@@ -88,6 +91,31 @@ def test_dead_branches_are_removed_and_listed(tmp_path: Path) -> None:
     x = w.conv(w.image, "x", 4)
     w.conv(x, "unused", 4)
     graph = qonnx.load(w.save(tmp_path / "m.onnx", [w.conv(x, "y", 2)]))
-    after = run_all(graph)
+    after, _ = run_all(graph, prove=1)
     assert after.removed["unused"].startswith("remove_dead") and len(after.nodes) == len(graph.nodes) - 2
     check(graph, after)
+
+
+def test_a_pass_that_changes_an_answer_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof bites: a pass that drops a bias is found out on random images; without a proof nothing tells."""
+    graph = qonnx.load(micro_network(tmp_path / "micro.onnx"))
+
+    def broken(before: Graph) -> Graph:
+        nodes = list(before.nodes)
+        k, node = next((k, n) for k, n in enumerate(nodes) if isinstance(n.op, Conv))
+        assert isinstance(node.op, Conv)
+        nodes[k] = replace(node, op=replace(node.op, bias=np.zeros_like(node.op.bias)))
+        return before.rebuilt(nodes)
+
+    monkeypatch.setitem(PASSES, "broken", broken)
+    with pytest.raises(CompileError, match=r"the pass broken changes .*hm.*: a bug of the compiler"):
+        run_all(graph, prove=1)
+    _, done = run_all(graph)
+    assert [p.name for p in done] == list(PASSES)
+
+
+def test_what_a_pass_saves_is_told(tmp_path: Path) -> None:
+    _, done = run_all(qonnx.load(micro_network(tmp_path / "micro.onnx")), prove=1)
+    saved = {p.name: p.multiplications[0] - p.multiplications[1] for p in done}
+    assert saved["move_upsample"] > 0 and saved["fuse_shuffle"] == 0
+    assert all(a.nodes[1] == b.nodes[0] for a, b in pairwise(done))
