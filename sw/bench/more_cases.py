@@ -83,7 +83,7 @@ class _Held:
         return x, np.array([unit.encode(w.tolist()) for w in self.weights]).reshape(FRAMES, 1, 1, -1)
 
     def golden(self, x: Array, _: Array) -> tuple[Array, ...]:
-        size, _, channels = self.shape
+        size, channels = self.shape[0], self.shape[2]
         sums = np.einsum("npc,noc->npo", x[:FRAMES].reshape(FRAMES, size * size, channels), self.weights) + self.bias
         folds = sums.reshape(FRAMES, size * size, -1, self.pe).transpose(0, 2, 1, 3).reshape(FRAMES, 1, -1, self.pe)
         return (np.concatenate([folds] * -(-len(x) // FRAMES))[: len(x)],)
