@@ -12,9 +12,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.engine import EngineLayer, EngineUnit
-from hw.lib.memory_model import RomModel
 from hw.params import Lanes, Multiplier
 from hw.units.base import Unit, signature
+from sim.rom_model import RomModel
 from sim.run import Case, run_cases
 from sw.ops import Array, Conv, Requant
 
