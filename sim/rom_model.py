@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In
 from hw.lib.memory import ReadPort
 
 
-class RomModel(wiring.Component):
+class RomModel(wiring.Component):  # type: ignore[misc]
     """Answers one command after the other: ``latency`` cycles, then a word a cycle, with pauses of a pseudo-random length where ``pauses``.
 
     Member ``port``: the port as the memory sees it. For tests; not meant for synthesis.
