@@ -86,6 +86,7 @@ def test_units(check_units: Callable[..., None]) -> None:
         case(deform(8, 0, reach=2, free=True), 6, 4, 16),
         case(deform(8, 1, reach=3, base=0), 1, 5, 16),
         case(deform(8, 2), 5, 1, 16),
+        case(deform(40, 2, reach=2), 3, 3, 16, latency=119),  # all of it hidden: below (ahead - 2) * groups = 120
     ])  # fmt: skip
 
 
