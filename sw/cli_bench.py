@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -14,7 +14,11 @@ from sw import steps
 from sw.bench.backends import bench as measure
 from sw.bench.codenet import CLOCK_HZ, CONFIGS, bench_codenet
 from sw.bench.codenet import KEYS as CODENET_KEYS
+from sw.bench.estimates import bench_estimates
 from sw.bench.units import KEYS, bench_units
+from sw.cli_synth import area_table
+from sw.errors import WarploomError
+from sw.estimate import Family
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each, taken in turn; the median counts.")]
@@ -126,6 +130,23 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
             spent = f"{row['cpu_seconds_per_image'] * 1e3:.2f}", f"{row['cpu_times_torch']:.2f}"
             table.add_row(row["backend"], *speed, *spent)
         screen.print(table)
+
+    @bench.command()
+    @stoppable
+    def estimates(
+        family: Annotated[str, typer.Option(help="xcup (UltraScale+) or ecp5.")] = "xcup",
+        units: Annotated[bool, typer.Option("--units", help="A line for every unit, not only for every kind.")] = False,
+        as_json: Json = False,
+    ) -> None:
+        """How far estimated areas are from Yosys', on units that the estimates were not fitted to."""
+        if family not in get_args(Family):
+            raise WarploomError(f"--family must be one of {', '.join(get_args(Family))}, not {family!r}")
+        with bars(f"bench estimates {family}") as progress:
+            record = bench_estimates(cast(Family, family), progress)
+        if as_json:
+            print(json.dumps(record))
+            return
+        screen.print(area_table(record, units))
 
 
 def _text(value: Any) -> str:

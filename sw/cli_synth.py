@@ -34,7 +34,7 @@ def add_synth(verb: Verb, screen: Console, bars: Callable[[str], Any], say: Call
         if as_json:
             print(json.dumps(record))
             return
-        screen.print(_table(record, units))
+        screen.print(area_table(record, units))
         shares = ", ".join(f"{name} {share:.0%}" for name, share in record["shares"].items())
         screen.print(f"{record['interval_cycles']:,} cycles a frame; of {record['device']}: {shares}", markup=False)
         if "mhz" in record:
@@ -42,7 +42,8 @@ def add_synth(verb: Verb, screen: Console, bars: Callable[[str], Any], say: Call
             screen.print(f"{clock}; bitstream of {record['bitstream_bytes']:,} bytes in {run / f'synth-{device}'}", markup=False)
 
 
-def _table(record: dict[str, Any], units: bool) -> Table:
+def area_table(record: dict[str, Any], units: bool) -> Table:
+    """Measured areas and the errors of their estimates: a line for each kind of part (and unit), one for all."""
     table = Table("part", "number", *(f"{name} {what}" for name in RESOURCES for what in ("measured", "error")))
     for row in [*(record.get("units", []) if units else []), *record.get("kinds", []), {"kind": "all", **record["total"]}]:
         cells = (text for name in RESOURCES for text in (f"{row['measured'][name]:,}", _error(row, name)))

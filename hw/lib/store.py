@@ -31,8 +31,8 @@ ASPECTS = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
 
 
 def mux_luts(words: int) -> int:
-    """LUTs of six inputs for a bit that is one of ``words``: four to one in each."""
-    return -(-(words - 1) // 3)
+    """LUTs of six inputs for a bit that is one of ``words``: four to one in each, three to one where there are many."""
+    return -(-(words - 1) // (3 if words <= 8 else 2))
 
 
 def table_luts(width: int, depth: int) -> int:
@@ -118,10 +118,10 @@ def table(m: Module, name: str, rows: Sequence[int], bits: int, addr: Value, en:
     return Cat(Const(0, 1) if k is None else found[k] for k in order)
 
 
-def rows_of(m: Module, name: str, rows: Sequence[Sequence[int]], bits: int, addr: Value, en: Value) -> Any:
+def rows_of(m: Module, name: str, rows: Sequence[Sequence[int]], bits: int, addr: Value, en: Value, kind: RomKind = "auto") -> Any:
     """:func:`table` of rows of signed integers of ``bits``: an array of them."""
     layout = data.ArrayLayout(signed(bits), len(rows[0]))
-    return data.View(layout, table(m, name, [pack_row(row, bits) for row in rows], layout.size, addr, en))
+    return data.View(layout, table(m, name, [pack_row(row, bits) for row in rows], layout.size, addr, en, kind))
 
 
 def chosen(words: Sequence[Value], index: Value) -> Value:

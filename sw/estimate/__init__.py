@@ -5,6 +5,7 @@ constants were fitted to Yosys; ``warploom synth`` and ``warploom bench estimate
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hw.lib.fork import Fork
@@ -17,14 +18,19 @@ from sw.estimate.units import UNITS, regroup
 from sw.folding.fold import Fold
 from sw.graph import Graph, Node
 from sw.lower import Design
-from sw.ops import TensorType
+from sw.ops import Op, TensorType
 
-__all__ = ["Area", "Family", "area", "around", "design", "engine", "fifo", "fork", "gearbox", "memories", "memory"]
+__all__ = ["Area", "Family", "area", "around", "design", "engine", "fifo", "fork", "gearbox", "memories", "memory", "unit"]
 
 
 def area(node: Node, types: list[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
     """The unit of ``node``."""
-    return price(UNITS[type(node.op)](node.op, types, out, fold), family)
+    return unit(node.op, types, out, fold, family)
+
+
+def unit(op: Op, types: Sequence[TensorType], out: TensorType, fold: Fold, family: Family = "xcup") -> Area:
+    """The unit of an operator."""
+    return price(UNITS[type(op)](op, list(types), out, fold), family)
 
 
 def memory(width: int, depth: int, family: Family = "xcup") -> Area:

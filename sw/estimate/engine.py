@@ -25,7 +25,7 @@ def engine(graph: Graph, plan: EnginePlan) -> Structure:
         convs.append(conv)
     lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
     pixel = TensorType(height=1, width=1, channels=1, bits=8, signed=False)
-    core, _, _ = dot(min(convs, key=lambda c: packed(c, pixel, lanes)).op, pixel, lanes)
+    core = dot(min(convs, key=lambda c: packed(c, pixel, lanes)).op, pixel, lanes).parts
     sums = accumulators(plan.pe, ACCUMULATOR) + register(ACCUMULATOR * plan.pe, 1)
     pools = ram(8 * plan.simd, front) + ram(8 * plan.simd, behind) + ram(products * 4, 2 * rows)
     streams = Structure(len(layers) * (40 + 3 * plan.simd), len(layers) * (40 + 8 * plan.simd))

@@ -4,7 +4,7 @@ A register is a flip-flop a bit, an adder a LUT a bit, a multiplexer of two a LU
 """
 from __future__ import annotations
 
-from hw.lib.ring import window_ring
+from hw.lib.ring import ring_size, window_ring
 from hw.params import Multiplier, Window
 from sw.estimate.area import Structure, ram, rom
 from sw.ops import TensorType
@@ -55,28 +55,24 @@ def walk(counts: list[int]) -> Structure:
     return total
 
 
-def ring_address(depth: int) -> Structure:
-    """hw.lib.walk.ring_address, and the counter of the other side."""
-    bits = index_bits(depth)
-    return Structure(2.5 * bits, 2.5 * bits) + counter(depth)
+def ring_address(size: int, moves: float) -> Structure:
+    """hw.lib.walk.ring_address and the counter of the other side; ``moves``: LUTs for each bit of how far it goes."""
+    bits = index_bits(size)
+    return Structure((1 + moves) * bits, 2.5 * bits)
 
 
 def window(x: TensorType, shape: Window, word: int, groups: int) -> Structure:
     """hw.lib.window.WindowStage over words of ``word`` bits."""
-    ring = window_ring(x.height, x.width, shape)
-    depth, size = ring.pixels * groups, x.pixels * groups
+    depth = window_ring(x.height, x.width, shape).pixels * groups
+    size = ring_size(word, depth)
     out_h, out_w = shape.out_size(x.height, x.width)
-    count = (size + depth).bit_length() + 2
-    place = sum((2 * n).bit_length() + 2 for n in (x.height, x.width))
-    nest = walk([out_h, out_w, *shape.kernel, groups])
-    accounts = Structure(WINDOW_COUNT * count, 4 * count)
-    positions = Structure(place, place)
-    data = register(word) + queue(word, 2)
-    return nest + accounts + positions + ring_address(depth) + data + ram(word, depth) + Structure(WINDOW_REST, 8)
-
-
-#: LUTs for each bit of a window's counts of beats, and of its control.
-WINDOW_COUNT, WINDOW_REST = 4.0, 15.0
+    count = (2 * depth).bit_length() + 1
+    place = sum(n.bit_length() + 1 for n in (x.height, x.width))
+    accounts = Structure(3 * count, 2.6 * count)  # beats ahead, places free, and what they change by
+    positions = Structure(1.3 * place, place)
+    ring = ring_address(size, 1.0 if size & size - 1 == 0 else 2.5)
+    data = register(word) + queue(word, 2) + ram(word, size)
+    return walk([out_h, out_w, *shape.kernel, groups]) + accounts + positions + ring + data + Structure(9, 9)
 
 
 def product(a: int, b: int) -> Structure:
@@ -120,7 +116,7 @@ def gather(lanes: int, bits: int, frac: int, counts: list[int], bank: int, rows:
     banks = 4 if frac else 1
     word, address = lanes * bits, index_bits(bank)
     store = ram(word, bank).times(banks) + register(word).times(banks)
-    control = walk(counts).times(2) + Structure(GATHER_REST + 10 * address, GATHER_REST + 9 * address)
+    control = walk(counts).times(2) + Structure(GATHER_REST + 4 * address, GATHER_REST + 5 * address)
     if not frac:
         return store + control + queue(word, 2) + register(word, 1)
     corners = register(word, 2).times(4)
@@ -129,4 +125,4 @@ def gather(lanes: int, bits: int, frac: int, counts: list[int], bank: int, rows:
 
 
 #: LUTs and flip-flops of what a gather stage does however wide it is.
-GATHER_REST = 120
+GATHER_REST = 60

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
 from hw.lib.arith import tree_stages
-from hw.lib.packing import PACKERS, packing_of, signed_bits
+from hw.lib.packing import PACKERS, Packing, packing_of, signed_bits
 from hw.params import Range, Window
 from sw.estimate.area import Structure, ram, rom
 from sw.estimate.parts import (
@@ -52,10 +53,10 @@ def regroup(channels: int, bits: int, lanes_in: int, lanes_out: int) -> Structur
     wide, narrow = lanes_in * bits, lanes_out * bits
     n_in, n_out = beats(channels, lanes_in), beats(channels, lanes_out)
     if lanes_in % lanes_out == 0:
-        control = counter(n_in) + counter(lanes_in // lanes_out + 1) + Structure(HANDSHAKE)
+        control = counter(n_in if channels % lanes_in else 1) + counter(lanes_in // lanes_out + 1) + Structure(HANDSHAKE)
         return register(wide, 1) + Structure(-narrow) + queue(narrow, 2) + control
     if lanes_out % lanes_in == 0:
-        return Structure(lanes_out // lanes_in, narrow + 1) + counter(n_in) + counter(lanes_out // lanes_in) + Structure(HANDSHAKE)
+        return Structure(lanes_out // lanes_in, narrow + 1) + counter(n_in) + counter(lanes_out // lanes_in) + Structure(2)
     step = gcd(lanes_in, lanes_out)
     held = (lanes_in + lanes_out - step) * bits
     moves = index_bits((lanes_in + lanes_out) // step)
@@ -67,18 +68,18 @@ def conv(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     x, simd, pe = types[0], fold.lanes_in, fold.lanes_out
     groups, folds = beats(x.channels, simd), beats(out.channels, pe)
     steps = op.window.taps * groups
-    core, row_bits, latency = dot(op, x, fold)
-    total = core + accumulators(pe, out.bits)
-    total += rom(row_bits, steps * folds, fold.memory) + counter(steps * folds)
+    core = dot(op, x, fold)
+    total = core.parts + accumulators(pe, out.bits)
+    total += rom(core.row_bits, steps * folds, fold.memory, core.columns) + counter(steps * folds)
     if folds > 1:
         columns = constants_bits(int(op.bias.min()), int(op.bias.max()))
         total += rom(pe * out.bits, folds, columns=pe * min(columns, out.bits))
         vector = 2 * steps
-        total += ram(simd * x.bits, vector) + counter(vector) + Structure(5 * index_bits(vector + 1), 2 * index_bits(vector + 1) + 3)
+        total += ram(simd * x.bits, vector) + counter(vector) + Structure(3 * index_bits(vector + 1), 2 * index_bits(vector + 1) + 3)
         total += counter(folds) + Structure(index_bits(folds), 2 * index_bits(folds))
     else:
         total += register(simd * x.bits)
-    total += counter(steps) + Structure(HANDSHAKE, 3 * latency)
+    total += counter(steps) + Structure(HANDSHAKE, 3 * core.latency)
     return total + (window(x, op.window, simd * x.bits, groups) if op.window != Window() else Structure())
 
 
@@ -87,32 +88,57 @@ def accumulators(pe: int, bits: int) -> Structure:
     return register(bits, 1).times(pe)
 
 
-def dot(op: Any, x: TensorType, fold: Fold) -> tuple[Structure, int, int]:
-    """(hw.lib.dot.Dot, bits of a row of weights, registers on the way)."""
+@dataclass(frozen=True)
+class Dot:
+    """hw.lib.dot.Dot: its parts; the bits of a row of weights, and how many of them differ from 0; registers on the way."""
+
+    parts: Structure
+    row_bits: int
+    columns: int
+    latency: int
+
+
+def dot(op: Any, x: TensorType, fold: Fold) -> Dot:
+    """The inner products of a fold."""
     simd, pe, weight = fold.lanes_in, fold.lanes_out, weight_range(op)
     packing = packing_of(fold.multiplier, simd, weight, Range(low=x.lowest, high=x.highest)) if fold.multiplier in PACKERS else None
-    lanes, chain = (packing.lanes, packing.chain) if packing else (1, 1)
-    groups, chains = -(-pe // lanes), -(-simd // chain)
     w_bits = signed_bits(weight)
-    row_bits = groups * simd * (w_bits * lanes + (lanes - 1) * (fold.multiplier not in ("dsp48e2", "soft", "inferred")) * (w_bits < 8))
     term = max(abs(weight.low), weight.high) * max(abs(x.lowest), x.highest)
     sum_bits = signed_bits(Range(low=-simd * term, high=simd * term))
     if packing is None:
         soft = Structure(x.bits * w_bits / 2 + x.bits + w_bits, 2 * (x.bits + w_bits))
         one = product(x.bits, w_bits) if fold.multiplier == "inferred" else soft
         tree = Structure((simd - 1) * (sum_bits - 1), (x.bits + w_bits) * simd + sum_bits * simd / 3)
-        return (one.times(simd) + tree).times(pe), row_bits, 2 + tree_stages(simd)
-    word = packing.total_bits
+        return Dot((one.times(simd) + tree).times(pe), pe * simd * w_bits, pe * simd * w_bits, 2 + tree_stages(simd))
+    groups, rest = divmod(pe, packing.lanes)
+    total = packed_group(packing, packing.lanes, x, w_bits, sum_bits, fold).times(groups)
+    if rest:
+        total += packed_group(packing, rest, x, w_bits, sum_bits, fold)
+    # Upper weights are stored less a borrow where packing is wiring only: a bit more if that leaves their range.
+    wide = w_bits + (fold.multiplier != "dsp48e2" and weight.low == -(1 << w_bits - 1))
+    row_bits = -(-pe // packing.lanes) * simd * (w_bits + (packing.lanes - 1) * wide)
+    chains = -(-simd // packing.chain)
+    return Dot(total, row_bits, simd * pe * wide, 3 + tree_stages(packing.chain) + tree_stages(chains))
+
+
+def packed_group(packing: Packing, lanes: int, x: TensorType, w_bits: int, sum_bits: int, fold: Fold) -> Structure:
+    """``lanes`` rows that share multipliers: words, what tells the rows apart, trees of fields."""
+    simd, chain = fold.lanes_in, packing.chain
+    chains, spill = -(-simd // chain), sum(packing.spills[: lanes - 1])
+    last = packing.total_bits - packing.offsets[-1]
+    word = packing.offsets[lanes - 1] + last
     if fold.multiplier == "dsp48e2":  # registers and sums lie in the slices; operands of later ones wait outside
-        delays = sum(k % chain for k in range(simd)) * (x.bits + lanes * w_bits)
-        words = Structure(0, delays / 3)
+        words = Structure(0, sum(k % chain for k in range(simd)) * (x.bits + lanes * w_bits) / 3)
     else:
-        words = Structure((simd - chains) * word, simd * word + (simd - chains) * word)
-    spill = sum(packing.spills)
-    fields = Structure(chains * 4 * spill + simd * 2 * spill, chains * (word + spill) + simd * spill)
-    field_bits = sum(packing.fields) + word - packing.offsets[-1] + spill
-    sums = Structure((chains - 1) * field_bits + (sum_bits - 1) * (lanes - 1), (chains - 1) * field_bits / 1.5 + sum_bits * lanes)
-    return (words + fields + sums + Structure(dsp=simd)).times(groups), row_bits, 3 + tree_stages(chain) + tree_stages(chains)
+        words = Structure((simd - chains) * word, (2 * simd - chains) * word)
+    apart = Structure(SPILL_CHAIN * chains * spill + SPILL_WORD * simd * spill, chains * (word + spill) + simd * spill)
+    trees = Structure((chains - 1) * (word + spill), (chains - 1) * (word + spill) / 1.5)
+    sums = Structure((sum_bits - 1) * (lanes - 1), sum_bits * lanes)
+    return words + apart + trees + sums + Structure(dsp=simd)
+
+
+#: LUTs for each bit that a lane spills into the next: where a chain's lanes are told apart, and for each word's low bits.
+SPILL_CHAIN, SPILL_WORD = 3.0, 0.5
 
 
 def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -181,6 +207,7 @@ def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     if split:
         lane += register(x.bits + multiplier + 17, 0.5)
     lane += Structure(out.bits + kept / 3 + 3)
+    lane += Structure(0, 6)
     if sliced:  # accumulator, product and rounding lie in the slice
         lane = Structure(dsp=1) + register(out.bits, 1 + extra / 2) + Structure(kept / 3 + 3)
     varying = len(set(op.multiplier.tolist())) > 1
@@ -207,8 +234,8 @@ def upsample(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     depth = x.width * groups + 4
     count = (x.height * x.width * groups + depth).bit_length() + 2
     nest = walk([x.height, op.factor, x.width, op.factor, groups])
-    accounts = Structure(2 * count, 2.5 * count)
-    return ram(word, depth) + nest + accounts + ring_address(depth) + register(word) + queue(word, 2) + Structure(HANDSHAKE, 3)
+    accounts = Structure(2 * count, 2 * count)
+    return ram(word, depth) + nest + accounts + ring_address(depth, 1.0) + register(word) + queue(word, 2) + Structure(HANDSHAKE, 3)
 
 
 def split(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:

@@ -81,7 +81,7 @@ class Search:
         self.shared = shared_folds(graph, engine)
         self.pins = {n: f for n, f in pins.items() if n not in self.shared}
         self.around = around
-        self.engine_area = around + (estimate.engine(graph, engine) if engine and engine.places else Area())
+        self.engine_area = around + (estimate.engine(graph, engine, device.family) if engine and engine.places else Area())
         self.engine_cycles = engine_cycles(graph, engine) if engine and engine.places else 0
         if unknown := sorted(set(pins) - {n.name for n in graph.nodes}):
             raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
@@ -92,7 +92,8 @@ class Search:
 
     def _area(self, index: int, fold: Fold) -> Area:
         node = self.graph.nodes[index]
-        return estimate.area(node, self.graph.types(node.inputs), self.graph.tensors[node.outputs[0]].type, fold)
+        out = self.graph.tensors[node.outputs[0]].type
+        return estimate.area(node, self.graph.types(node.inputs), out, fold, self.device.family)
 
     def wide(self, node: Node) -> bool:
         """Whether a node's options do not depend on the beats that come."""
@@ -199,7 +200,7 @@ def search(
     beside everything on chip (sw/folding/share.py); ``engine`` pins a plan instead. ``around``: area that queues, gearboxes
     and forks will take.
 
-    CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate.py).
+    CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate).
     """
     base = Search(graph, device, multiplier or device.multiplier, pins or {}, engine, around=around)
     if target is not None:

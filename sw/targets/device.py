@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hw.params import Multiplier
 
@@ -26,3 +27,8 @@ class Device:
     memory_bytes: float = 0.0
     memory_bits: int = 128
     placed: bool = False
+
+    @property
+    def family(self) -> Literal["xcup", "ecp5"]:
+        """Yosys' name of the family."""
+        return "ecp5" if self.lut_inputs == 4 else "xcup"
