@@ -50,8 +50,9 @@ def ram_luts(width: int, depth: int) -> int:
 
 
 def block_shape(width: int, depth: int) -> tuple[int, int]:
-    """(block RAMs of 18 kbit, how many stand behind each other) in the shape that takes fewest, of those the shallowest."""
-    return min((-(-width // w) * -(-depth // d), -(-depth // d)) for w, d in ASPECTS)
+    """(block RAMs of 18 kbit, how many stand behind each other) in the cheapest shape, what chooses among them counted in."""
+    shapes = [(-(-width // w) * -(-depth // d), -(-depth // d)) for w, d in ASPECTS]
+    return min(shapes, key=lambda shape: (shape[0] + width * mux_luts(shape[1]) / LUTS_A_BLOCK, shape[1]))
 
 
 def place_of(width: int, depth: int, *, written: bool = True) -> Place:

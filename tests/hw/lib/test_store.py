@@ -14,7 +14,7 @@ from hw.params import RomKind
 
 @pytest.mark.parametrize(("width", "depth", "luts", "blocks", "place"), [
     (8, 2, 8, 1, "lut"), (15, 32, 16, 1, "lut"), (8, 64, 16, 1, "lut"), (7, 128, 23, 1, "lut"), (36, 128, 132, 1, "block"),
-    (8, 2048, 672, 1, "block"), (16, 27000, 9872, 28, "block"), (128, 65, 432, 4, "block"), (120, 64, 144, 4, "lut"),
+    (8, 2048, 640, 1, "block"), (16, 27000, 13504, 28, "block"), (128, 65, 432, 4, "block"), (120, 64, 144, 4, "lut"),
 ])  # fmt: skip
 def test_what_a_memory_takes_and_where_it_stands(width: int, depth: int, luts: int, blocks: int, place: str) -> None:
     assert (ram_luts(width, depth), block_shape(width, depth)[0], place_of(width, depth)) == (luts, blocks, place)
