@@ -88,7 +88,7 @@ class VerilatorAccelerator(Accelerator):
         """The harness, built when first asked for."""
         if self._program is None:
             verilog = (self.folder / "accelerator_sim.v").read_text()
-            probes = [p.lanes for p in self.probes.values()]
+            probes = [(p.lanes, p.beats) for p in self.probes.values()]
             self._program = build(verilog, "accelerator", self.image, self.outputs, probes, self.memories)
         return self._program
 
@@ -161,7 +161,8 @@ class VerilatorAccelerator(Accelerator):
         outputs = {}
         for k, entry in enumerate(self.design["outputs"]):
             outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", Probe.of(k, entry), frames)
-        return Result(outputs={t: outputs[t] for t in self.graph.outputs}, tensors=tensors, cycles=_cycles(work, frames))
+        found = {t: outputs[t] for t in self.graph.outputs}
+        return Result(outputs=found, tensors=tensors, cycles=_cycles(work, frames), slowest=_slowest(work))
 
 
 def stuck_edges(graph: Graph, states: dict[str, str]) -> list[str]:
@@ -217,6 +218,12 @@ def _tensor(path: Path, probe: Probe, frames: int) -> Array:
         values = unpack(beats, lanes, lanes.lanes).reshape(-1, folds, tile, pe)
         parts.append(values.transpose(0, 2, 1, 3).reshape(height, width, folds * pe)[..., :channels])
     return np.stack(parts)
+
+
+def _slowest(work: Path) -> int:
+    """Cycles between the last two frames at the watched stream where they lie furthest apart; 0 if there are not two frames."""
+    lines = [line.split() for line in (work / "stats.txt").read_text().splitlines() if line.startswith("ends ")]
+    return max((int(words[3]) - int(words[2]) for words in lines if int(words[2])), default=0)
 
 
 def _cycles(work: Path, frames: int) -> list[tuple[int, int]]:

@@ -34,7 +34,8 @@ class Row:
 
 @dataclass(kw_only=True)
 class Verification:
-    """What was compared, what was not and why, and the first difference; ``cycles``: first beat in and last beat out of each image."""
+    """What was compared, what was not and why, and the first difference; ``cycles``: first beat in and last beat out of each image;
+    ``slowest``: see sw.runtime.accelerator.Result."""
 
     images: int
     rows: list[Row] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Verification:
     first_mismatch: dict[str, Any] | None = None
     offsets: dict[str, dict[str, Any]] = field(default_factory=dict)
     cycles: list[tuple[int, int]] = field(default_factory=list)
+    slowest: int = 0
 
     @property
     def mismatches(self) -> int:
@@ -100,7 +102,7 @@ def verify(
     if accelerator is not None:
         tensors = [t for n in graph.nodes for t in n.outputs]
         ran = accelerator.run(images, keep=tensors, progress=progress)
-        got, result.cycles = ran.tensors, ran.cycles
+        got, result.cycles, result.slowest = ran.tensors, ran.cycles, ran.slowest
         for tensor in tensors:
             compare(tensor, tensor, "golden", "rtl", want[tensor], got[tensor])
     if differences:

@@ -85,7 +85,7 @@ def test_added_channels_keep_the_function(block: int) -> None:
     other.add_channels_(block, 2)
     moved = (other(x) - y).abs().max()
     if small().shape[1][block]:
-        assert moved == 0  # the zeros of the identity layers close the new channels
+        assert moved <= 1e-12  # the zeros of the identity layers close the new channels; more of them may be summed in another order
     else:
         assert 0 < moved < 1e-2
     assert other.shape[0][block] == (3, 4, 5)[block] + 2

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.zoo.attnet import Block
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 
 SEEDS = (0, 1, 2)
 STEPS = 500
@@ -47,36 +48,20 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = network(ours)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(n: int) -> Tensor:
         x, y = batch(n, generator)
         inner = (..., slice(SIDE // 2, -1), slice(1, -1))
         return F.mse_loss(model(x)[inner], y[inner]) / y[inner].square().mean()
 
-    for step in range(STEPS):
-        loss = error(32)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+    curve = learn(lambda: error(32), optimiser, STEPS, tick, every=10)
     with torch.no_grad():
         return float(error(512)), curve
 
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative squared error of ATConv against static kernels."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.convbn import ConvBNBlock, Mode, block, saved_bytes
+from models.zoo.demos.training import ticks
 
 SEEDS = (0, 1, 2)
 BEFORE, AFTER = 150, 100  # steps of pretraining and fine-tuning
@@ -98,13 +99,7 @@ def experiment(seed: int, tick: Callable[[], None]) -> dict[str, tuple[float, fl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracies after fine-tuning and memory."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * (BEFORE + len(RUNS) * AFTER))
+    tick = ticks(progress, len(SEEDS) * (BEFORE + len(RUNS) * AFTER))
 
     results = [experiment(seed, tick) for seed in SEEDS]
 

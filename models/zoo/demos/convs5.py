@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.convs5 import ConvLSTMLayer, ConvS5Layer
+from models.zoo.demos.training import learn, ticks
 
 SEEDS = (0, 1, 2)
 STEPS = 70
@@ -53,35 +54,19 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = Network(ours)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(n: int) -> Tensor:
         u, y = batch(n, generator)
         return F.mse_loss(model(u)[-ASKED:], y) / y.square().mean()
 
-    for step in range(STEPS):
-        loss = error(16)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 2 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+    curve = learn(lambda: error(16), optimiser, STEPS, tick, every=2)
     with torch.no_grad():
         return float(error(128)), curve
 
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative squared error of ConvS5 against ConvLSTM."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

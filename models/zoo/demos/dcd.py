@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.dcd import DCD, Pick, Terms
+from models.zoo.demos.training import learn, ticks
 
 SEEDS = (0, 1, 2)
 TEACH, STEPS = 400, 300
@@ -56,17 +57,7 @@ class Scorer(nn.Module):
 def fit(loss: Callable[[Tensor, Tensor], Tensor], model: nn.Module, data: Pairs, steps: int, tick: Callable[[], None]) -> list[float]:
     """Train the parameters of ``model`` that learn; the loss every 10 steps."""
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    curve: list[float] = []
-    for step in range(steps):
-        value = loss(*data.batch(64))
-        optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(value.detach()))
-        tick()
+    curve = learn(lambda: loss(*data.batch(64)), optimiser, steps, tick, every=10)
     return curve
 
 
@@ -104,13 +95,7 @@ def run(seed: int, tick: Callable[[], None]) -> dict[str, tuple[float, list[floa
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Recall of the student with the teacher's hardest negatives against random ones."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * (TEACH + 2 * STEPS))
+    tick = ticks(progress, len(SEEDS) * (TEACH + 2 * STEPS))
 
     runs = [run(seed, tick) for seed in SEEDS]
     ours, plain = ([found[pick][0] for found in runs] for pick in ("hard", "random"))

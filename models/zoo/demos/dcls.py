@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.dcls import Dcls
+from models.zoo.demos.training import ticks
 
 SEEDS = 6
 TARGETS = 100  # of the generator; the setting was chosen on 0
@@ -74,13 +75,7 @@ def fit(layer: nn.Module, target: Tensor, tick: Callable[[], None]) -> tuple[lis
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative residual of the recovered kernel: Gaussians, at the paper's width and wide, against the dilated 3 × 3 and against v1."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 4 * STEPS // 10)
+    tick = ticks(progress, 4 * STEPS // 10)
 
     target = teacher(torch.Generator().manual_seed(TARGETS))
     results: dict[str, list[float]] = {}

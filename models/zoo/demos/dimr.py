@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.counting import parameters
+from models.zoo.demos.training import learn, ticks
 from models.zoo.dimr import MLP, BranchSpec, DiMR, TimeDependent
 
 SEEDS = (0, 1, 2)
@@ -83,36 +84,20 @@ def fit(which: str, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = network(which)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(n: int) -> Tensor:
         x, step, y = batch(n, generator)
         inner = (..., slice(1, None))
         return F.mse_loss(model(x, step, torch.zeros(n, dtype=torch.long))[0][inner], y[inner])
 
-    for step in range(STEPS):
-        value = error(32)
-        optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(value.detach()))
-        tick()
+    curve = learn(lambda: error(32), optimiser, STEPS, tick, every=10)
     with torch.no_grad():
         return float(error(512)), curve
 
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Errors of TD against adaLN and against no time, and what the time costs in parameters."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 3 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 3 * len(SEEDS) * STEPS)
 
     runs = {which: [fit(which, seed, tick) for seed in SEEDS] for which in ("td", "ada", "static")}
     errors = {which: [e for e, _ in found] for which, found in runs.items()}

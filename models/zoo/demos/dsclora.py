@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.counting import parameters
+from models.zoo.demos.training import ticks
 from models.zoo.dsclora import SPAN, DistillationLoss, adapt_, deploy_
 
 SEEDS = (0, 1, 2)
@@ -68,13 +69,7 @@ def psnr(model: SPAN, sigma: float, seed: int) -> float:
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """PSNR on the wide blur and size, of the adapted and the frozen network."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * (2 * STEPS + ADAPTING))
+    tick = ticks(progress, len(SEEDS) * (2 * STEPS + ADAPTING))
 
     ours, plain, sizes, before, curves = [], [], [], [], {}
     for seed in SEEDS:

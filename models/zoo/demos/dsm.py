@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.dsm import DynamicSpectrumMixer, Select, bands, idct2
 
 SEEDS = (0, 1, 2)
@@ -57,18 +58,12 @@ def fit(dynamic: bool, seed: int, tick: Callable[[], None], select: Select = "fi
     torch.manual_seed(seed)
     model = network(dynamic, select)
     optimiser = torch.optim.Adam(model.parameters(), 2e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
-    for step in range(STEPS):
+
+    def loss() -> Tensor:
         x, label = batch(64, generator)
-        loss = F.cross_entropy(model(x), label)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 5 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+        return F.cross_entropy(model(x), label)
+
+    curve = learn(loss, optimiser, STEPS, tick, every=5)
     with torch.no_grad():
         x, label = batch(2048, generator)
         scores = model(x)
@@ -77,13 +72,7 @@ def fit(dynamic: bool, seed: int, tick: Callable[[], None], select: Select = "fi
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of the dynamic against the fixed spectral filter."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.dymu import DyMUEncoder, Merged, VirtualAttention, schedule
 
 SEEDS = (0, 1, 2)
@@ -73,13 +74,7 @@ def experiment(seed: int, tick: Callable[[], None]) -> dict[str, float]:
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Tokens and errors of DToMe against ToMe, of VTU against a shorter sequence."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * (2 * len(KINDS) + BATCHES))
+    tick = ticks(progress, len(SEEDS) * (2 * len(KINDS) + BATCHES))
 
     results = [experiment(seed, tick) for seed in SEEDS]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.filter_db import analyse, filters, shift
 
 SEEDS = (0, 1, 2)
@@ -62,13 +63,7 @@ def train(model: nn.Module, seed: int, tick: Callable[[], None]) -> list[float]:
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Entropy ratios and shifts."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     narrow, wide, fresh = ([network(width, seed) for seed in SEEDS] for width in (NARROW, WIDE, WIDE))
     curves = {}

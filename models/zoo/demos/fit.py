@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.fit import FITAR, attention_elements
 
 SEEDS = (0, 1, 2)
@@ -47,18 +48,12 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = network(ours)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
-    for step in range(STEPS):
+
+    def loss() -> Tensor:
         x = batch(32, generator)
-        loss = F.cross_entropy(model(x)[:, FAR:, 0].flatten(0, 1), x[:, FAR:, 0].flatten())
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 5 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+        return F.cross_entropy(model(x)[:, FAR:, 0].flatten(0, 1), x[:, FAR:, 0].flatten())
+
+    curve = learn(loss, optimiser, STEPS, tick, every=5)
     with torch.no_grad():
         x = batch(256, generator)
         right = model(x)[:, FAR:, 0].argmax(-1) == x[:, FAR:, 0]
@@ -67,13 +62,7 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of FITAR against local layers, and elements of attention."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.fitv2.flow import collate, flow_loss, sample
 from models.zoo.fitv2.network import FiT
 
@@ -99,13 +100,7 @@ def fit(make: type[FiT], seed: int, tick: Callable[[], None]) -> tuple[list[floa
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """What is off the nearest wave, at two new sizes, against the baseline's."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(FiT, seed, tick) for seed in SEEDS]
     plain = [fit(Absolute, seed, tick) for seed in SEEDS]

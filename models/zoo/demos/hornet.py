@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.hornet import GnConv
 
 SEEDS = (0, 1, 2)
@@ -44,36 +45,20 @@ def fit(order: int, dim: int, seed: int, tick: Callable[[], None]) -> tuple[floa
     torch.manual_seed(seed)
     model = network(order, dim)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(size: int) -> Tensor:
         x, y = batch(size, generator)
         inner = (..., slice(4, -4), slice(4, -4))
         return F.mse_loss(model(x)[inner], y[inner]) / y[inner].square().mean()
 
-    for step in range(STEPS):
-        loss = error(32)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+    curve = learn(lambda: error(32), optimiser, STEPS, tick, every=10)
     with torch.no_grad():
         return float(error(1024)), curve
 
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative squared error of g^3Conv against g^1Conv."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(3, 16, seed, tick) for seed in SEEDS]
     plain = [fit(1, 24, seed, tick) for seed in SEEDS]

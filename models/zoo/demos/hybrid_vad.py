@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.hybrid_vad import HybridVAD, auc, ssim_l1
 
 SEEDS = (0, 1, 2)
@@ -76,13 +77,7 @@ def fit(model: HybridVAD | Rebuild, seed: int, tick: Callable[[], None]) -> tupl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Area under the ROC curve of prediction against reconstruction."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours, plain = [], []
     for seed in SEEDS:

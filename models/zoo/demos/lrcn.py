@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.lrcn import Lrcn, SingleFrame, clip_probabilities
 
 SEEDS = (0, 1, 2)
@@ -64,13 +65,7 @@ def train(model: nn.Module, seed: int, tick: Callable[[], None]) -> tuple[Tensor
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of the clip, LRCN against averaged frames; and LRCN at its last frame against its first, which shows nothing yet."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours, plain = [], []
     for seed in SEEDS:

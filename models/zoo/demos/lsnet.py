@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.layers import ConvBN
 from models.zoo.lsnet import LSConv
 
@@ -55,23 +56,13 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = network(ours)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(n: int) -> Tensor:
         x, y = batch(n, generator)
         inner = (..., slice(1, None), slice(1, None))
         return F.mse_loss(model(x)[inner], y[inner]) / y[inner].square().mean()
 
-    for step in range(STEPS):
-        loss = error(32)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+    curve = learn(lambda: error(32), optimiser, STEPS, tick, every=10)
     model.eval()
     with torch.no_grad():
         return float(error(512)), curve
@@ -79,13 +70,7 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative squared error of LSConv against the depthwise convolution."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

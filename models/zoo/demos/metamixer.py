@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.layers import ConvBN
 from models.zoo.metamixer import Block, ChannelMixer, FFNifiedAttention, MetaMixer, SelfAttention
 
@@ -76,18 +77,12 @@ def fit(which: str, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = network(which)
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
-    for step in range(STEPS):
+
+    def loss() -> Tensor:
         x, label = batch(32, generator)
-        loss = F.cross_entropy(model(x), label)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 5 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+        return F.cross_entropy(model(x), label)
+
+    curve = learn(loss, optimiser, STEPS, tick, every=5)
     model.eval()
     with torch.no_grad():
         x, label = batch(1024, generator)
@@ -96,15 +91,8 @@ def fit(which: str, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of FFNified attention, and of the scheme with other sub-operations, against self-attention."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(names) * len(SEEDS) * STEPS)
-
     names = ("FFNified attention", "softmax", "dense", "self-attention")
+    tick = ticks(progress, len(names) * len(SEEDS) * STEPS)
     runs = {which: [fit(which, seed, tick) for seed in SEEDS] for which in names}
     scores = {which: [accuracy for accuracy, _ in run] for which, run in runs.items()}
     rows = tuple(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.layers import LayerNorm2d
 from models.zoo.overlock import ContMix
 
@@ -78,23 +79,13 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, float, 
     torch.manual_seed(seed)
     model = network(ours)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(n: int, zoom: int = 1) -> Tensor:
         x, y = batch(n, generator, zoom)
         inner = (..., slice(zoom * PATCH + 4, None), slice(zoom * PATCH + 4, -SHIFT))
         return F.mse_loss(model(x)[inner], y[inner]) / y[inner].square().mean()
 
-    for step in range(STEPS):
-        loss = error(16)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 5 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+    curve = learn(lambda: error(16), optimiser, STEPS, tick, every=5)
     model.eval()
     with torch.no_grad():
         return float(error(256)), float(error(64, 2)), curve
@@ -102,13 +93,7 @@ def fit(ours: bool, seed: int, tick: Callable[[], None]) -> tuple[float, float, 
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative error of ContMix against the depthwise block, at the trained size and twice that."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

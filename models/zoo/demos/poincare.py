@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.poincare import Init, PoincareBall, PoincareLinear
 
 SEEDS = (0, 1, 2)
@@ -90,13 +91,7 @@ def kept_bytes(manual: bool, seed: int) -> float:
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Norms, accuracy and bytes: identity start against normal start, gradients by hand against autograd."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit("identity", seed, tick) for seed in SEEDS]
     plain = [fit("normal", seed, tick) for seed in SEEDS]

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.counting import macs
+from models.zoo.demos.training import ticks
 from models.zoo.layers import VisionTransformer
 from models.zoo.residualvit import ResidualViT, average_cost
 
@@ -95,13 +96,7 @@ def experiment(seed: int, tick: Callable[[], None]) -> tuple[dict[str, float], l
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Errors of the residual token against dropping alone and copying; cost."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * (TEACH + LEARN))
+    tick = ticks(progress, len(SEEDS) * (TEACH + LEARN))
 
     results = [experiment(seed, tick) for seed in SEEDS]
 

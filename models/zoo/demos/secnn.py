@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.secnn import Block, Expander, SelfExpandingCNN
 
 SEEDS = (0, 1, 2)
@@ -84,13 +85,7 @@ def insertions(model: SelfExpandingCNN, seed: int) -> tuple[float, float]:
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """The grown network against the fixed one, and growth steps against before and against an ordinary layer."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * EPOCHS)
+    tick = ticks(progress, 2 * len(SEEDS) * EPOCHS)
 
     grown = [train(True, seed, tick) for seed in SEEDS]
     fixed = [train(False, seed, tick) for seed in SEEDS]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.sgconv import SGConv
 
 SEEDS = (0, 1, 2)
@@ -62,23 +63,16 @@ def fit(which: str, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
     torch.manual_seed(seed)
     model = Network(which)
     optimiser = torch.optim.Adam(model.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def batch(n: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(n, LENGTH, generator=generator)
         return x, (x[:, :SAID].sum(1) > 0).float()
 
-    for step in range(STEPS):
+    def loss() -> Tensor:
         x, y = batch(BATCH)
-        loss = F.binary_cross_entropy_with_logits(model(x), y)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+        return F.binary_cross_entropy_with_logits(model(x), y)
+
+    curve = learn(loss, optimiser, STEPS, tick, every=10)
     with torch.no_grad():
         x, y = batch(1024)
         return float(((model(x) > 0) == (y > 0)).double().mean()), curve
@@ -86,13 +80,7 @@ def fit(which: str, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of SGConv against local kernels."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     runs = {which: [fit(which, seed, tick) for seed in SEEDS] for which in ("sgconv", "local")}
     accuracy = {which: [a for a, _ in found] for which, found in runs.items()}

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.counting import macs
+from models.zoo.demos.training import learn, ticks
 from models.zoo.sit import FRD, SiT
 
 SEEDS = (0, 1, 2)
@@ -68,18 +69,8 @@ def fit(
 ) -> list[float]:
     """Train ``model`` with ``loss``; the loss every 5 steps."""
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    curve: list[float] = []
     model.train()
-    for step in range(steps):
-        value = loss(*data.batch(48))
-        optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 5 == 0:
-            curve.append(float(value.detach()))
-        tick()
+    curve = learn(lambda: loss(*data.batch(48)), optimiser, steps, tick, every=5)
     return curve
 
 
@@ -105,13 +96,7 @@ def run(seed: int, tick: Callable[[], None]) -> tuple[dict[str, float], dict[str
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Work and accuracy of the slimmed network against the full one; FRD against cross-entropy."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * (STEPS + 3 * TUNE))
+    tick = ticks(progress, len(SEEDS) * (STEPS + 3 * TUNE))
 
     runs = [run(seed, tick) for seed in SEEDS]
     scores = {name: [found[name] for found, _ in runs] for name in runs[0][0]}

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.sortednet import Choice, Sampler, SortedMLP, sorted_step
 
 SEEDS = (0, 1, 2)
@@ -49,13 +50,7 @@ def train(seed: int, nested: bool, tick: Callable[[], None]) -> dict[Choice, flo
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of the 15 truncated sub-networks (mean), of the smallest, and of the full network."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [train(seed, True, tick) for seed in SEEDS]
     plain = [train(seed, False, tick) for seed in SEEDS]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
 from models.zoo.convnext import ConvNeXtTrunk
+from models.zoo.demos.training import ticks
 from models.zoo.spark import SparK
 
 SEEDS = (0, 1, 2)
@@ -82,13 +83,7 @@ def fit(seed: int, tick: Callable[[], None]) -> tuple[float, float, float, list[
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of features after pre-training against fresh ones, and the loss against a blank prediction's."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * STEPS)
+    tick = ticks(progress, len(SEEDS) * STEPS)
 
     runs = [fit(seed, tick) for seed in SEEDS]
     blank = [1 - 1 / 192] * len(SEEDS)

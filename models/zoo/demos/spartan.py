@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import learn, ticks
 from models.zoo.spartan import CMixer
 
 SEEDS = (0, 1, 2)
@@ -35,8 +36,6 @@ def fit(gather: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[
     factors = torch.randn(CHANNELS, generator=generator)
     model = network(gather)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    curve: list[float] = []
 
     def error(n: int) -> Tensor:
         x = torch.randn(n, CHANNELS, SIDE, SIDE, generator=generator)
@@ -44,15 +43,7 @@ def fit(gather: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[
         y = factors[i] * best
         return F.mse_loss(model(x)[:, 0], y) / y.var()
 
-    for step in range(STEPS):
-        loss = error(32)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            curve.append(float(loss.detach()))
-        tick()
+    curve = learn(lambda: error(32), optimiser, STEPS, tick, every=10)
     model.eval()
     with torch.no_grad():
         return float(error(256)), curve
@@ -60,13 +51,7 @@ def fit(gather: bool, seed: int, tick: Callable[[], None]) -> tuple[float, list[
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Relative squared error with the gather against without."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(True, seed, tick) for seed in SEEDS]
     plain = [fit(False, seed, tick) for seed in SEEDS]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.tcnca import TCNCA, Move
 
 SEEDS = (0, 1, 2)
@@ -56,13 +57,7 @@ def fit(move: Move, seed: int, tick: Callable[[], None]) -> tuple[float, list[fl
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of the copy, TCN against moving average and against attention alone."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 3 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 3 * len(SEEDS) * STEPS)
 
     moves: tuple[Move, ...] = ("tcn", "ema", "none")
     runs = {move: [fit(move, seed, tick) for seed in SEEDS] for move in moves}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.temporal import FRAMES, TSLSTM, MeanPool, TemporalInception, clamp_gradients_
 
 SEEDS = (0, 1, 2)
@@ -56,13 +57,7 @@ def fit(model: nn.Module, seed: int, tick: Callable[[], None]) -> tuple[float, l
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy of both networks against the mean over time."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 3 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 3 * len(SEEDS) * STEPS)
 
     makers: dict[str, Callable[[], nn.Module]] = {
         "TS-LSTM": lambda: TSLSTM(DIM, 6, hidden=HIDDEN),

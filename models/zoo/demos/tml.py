@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.tml import TML, UNet, denormalize, normalize, ugdc
 
 SEEDS = (0, 1, 2)
@@ -87,13 +88,7 @@ def experiment(seed: int, tick: Callable[[], None]) -> tuple[dict[str, float], l
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """PSNR of PM against the input, of EM against PM."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(SEEDS) * sum(STEPS))
+    tick = ticks(progress, len(SEEDS) * sum(STEPS))
 
     results = [experiment(seed, tick) for seed in SEEDS]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.token_routing import TokenRouting, budget_loss
 
 SEEDS = (0, 1, 2)
@@ -79,13 +80,7 @@ def fit(mu: float | None, seed: int, tick: Callable[[], None]) -> tuple[float, f
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy and share of MACs at a budget against the whole grid."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(MU, seed, tick) for seed in SEEDS]
     whole = [fit(None, seed, tick) for seed in SEEDS]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.tunable import ParametricMultiLoss, TunableConv2d, draw_omega
 
 SEEDS = (0, 1, 2)
@@ -101,13 +102,7 @@ def blended(psnr: tuple[float, float]) -> float:
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Both ends, the middle and the smallest rise between five stops of the slide."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 4 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 4 * len(SEEDS) * STEPS)
 
     stops = [torch.tensor([s / 4, 1 - s / 4]) for s in range(5)]
     one = torch.ones(1)

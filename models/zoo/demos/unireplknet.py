@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.zoo.base import ClaimFailed, DemoResult, Row
+from models.zoo.demos.training import ticks
 from models.zoo.unireplknet import Block, merge_
 
 SEEDS = (0, 1, 2)
@@ -71,13 +72,7 @@ def fit(dim: int, kernel: int, seed: int, tick: Callable[[], None]) -> tuple[flo
 
 def demo(progress: Callable[[int, int], None] | None = None) -> DemoResult:
     """Accuracy with the large kernel against the small one, and merged against unmerged."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, 2 * len(SEEDS) * STEPS)
+    tick = ticks(progress, 2 * len(SEEDS) * STEPS)
 
     ours = [fit(*WIDE, seed, tick) for seed in SEEDS]
     plain = [fit(*NARROW, seed, tick) for seed in SEEDS]
