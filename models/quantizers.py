@@ -19,7 +19,7 @@ from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from models.ops.deform import SQUARE, SquareDeform, deform_conv
-from models.ops.fake_quantize import fake_quantize
+from models.ops.fake_quantize import fake_quantize, fake_quantize_channels
 from models.ops.pointwise import by_products
 
 #: An integer bias stays below this.
@@ -207,25 +207,6 @@ class LeanReLU(qnn.QuantReLU):
         return quantizer_of(self).value(x)
 
 
-class _ByChannel(torch.autograd.Function):
-    """``scale * clamp(round(x / scale))`` with Brevitas' gradients: of x where nothing was clamped, of scale as if rounding were not."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, limit: float) -> Tensor:
-        steps = x / scale
-        whole = steps.round()
-        inside = whole.abs() <= limit
-        whole = whole.clamp(-limit, limit)
-        ctx.save_for_backward(inside, whole - steps * inside)
-        return whole * scale
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inside, moved = ctx.saved_tensors
-        grad = gradients[0]
-        return grad * inside, (grad * moved).flatten(1).sum(1).view(-1, *[1] * (grad.ndim - 1)), None
-
-
 class _Placed:
     """Between which quantizers a layer stands; set once by ``place``, in a tuple so that PyTorch does not own them twice."""
 
@@ -273,12 +254,11 @@ class QuantConv(_Placed, qnn.QuantConv2d):
         """What ``parameters_quantized`` holds, without Brevitas' way there, which took a third of a training step."""
         self.raise_floor()
         scale = self.weight_quant.tensor_quant.scaling_impl(self.weight)
-        weight: Tensor = _ByChannel.apply(self.weight, scale, 2.0 ** (self.weight_bits - 1) - 1)  # type: ignore[no-untyped-call]
+        weight = fake_quantize_channels(self.weight, scale, 2 ** (self.weight_bits - 1) - 1)
         if self.bias is None:
             return weight, None
         step = scale.view(-1, 1) * self.input_quantizer.scale
-        bias: Tensor = _ByChannel.apply(self.bias.view(-1, 1), step, 2.0**23 - 1)  # type: ignore[no-untyped-call]
-        return weight, bias.view(-1)
+        return weight, fake_quantize_channels(self.bias.view(-1, 1), step, 2**23 - 1).view(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (self.weight, self.bias) if self.bypass else self.values_quantized()

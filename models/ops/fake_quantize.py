@@ -1,4 +1,5 @@
-"""Fake quantization of activations for training: PyTorch's values and gradients, compiled for this CPU, a ReLU included at no cost."""
+"""Fake quantization for training: activations with PyTorch's values and gradients, compiled for this CPU, a ReLU included at no cost;
+weights and biases by channel, with Brevitas' values and gradients."""
 from __future__ import annotations
 
 import ctypes
@@ -60,3 +61,29 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int, *, relu: bool = 
         y: Tensor = _Compiled.apply(x, scale, low, high, relu)  # type: ignore[no-untyped-call]
         return y
     return torch.fake_quantize_per_tensor_affine(torch.relu(x) if relu else x, scale, 0, low, high)
+
+
+class _ByChannel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, limit: float) -> Tensor:
+        steps = x / scale
+        whole = steps.round()
+        inside = whole.abs() <= limit
+        whole = whole.clamp(-limit, limit)
+        ctx.save_for_backward(inside, whole - steps * inside)
+        return whole * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inside, moved = ctx.saved_tensors
+        grad = gradients[0]
+        return grad * inside, (grad * moved).flatten(1).sum(1).view(-1, *[1] * (grad.ndim - 1)), None
+
+
+def fake_quantize_channels(x: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """``scale * clamp(round(x / scale), -limit, limit)``, half to even; scale has one number for each of x's first dimension.
+
+    The gradient of x passes where nothing was clamped; that of scale is as if rounding were not.
+    """
+    y: Tensor = _ByChannel.apply(x, scale, float(limit))  # type: ignore[no-untyped-call]
+    return y
