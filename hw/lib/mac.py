@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from amaranth import Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.arith import add_carry
-from hw.lib.primitives import DspMac
+from hw.lib.arith import add_carry, pack_row
+from hw.lib.primitives import DspMac, register
 from hw.lib.ring import counter
+from hw.lib.rom import Rom
 from hw.lib.soft import booth, booth_sum
 from hw.lib.store import rows_of
 from hw.params import Ints, Ints2, Lanes, Multiplier
@@ -65,55 +65,52 @@ class Mac(wiring.Component):
         m = Module()
         lanes, groups, taps = self.lanes.lanes, len(self._bias), self.taps
         bits = bits_for(v for word in self._weights for v in word)
-        step = Signal()
-        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step)]
+        # Weights are read ahead: block RAM is slow, so that only registers stand behind it.
+        m.submodules.weights = weights = Rom([pack_row(word, bits) for word in self._weights], bits * lanes)
+        step, read, taken = Signal(), Signal(), Signal()  # read: the next word's weights are there
+        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step & read), taken.eq(self.i.valid & self.i.ready)]
+        m.d.comb += [weights.en.eq(taken | ~read), weights.next.eq(weights.en)]
+        m.d.sync += read.eq(1)
 
-        tap, group, index = counter(taps, "tap"), counter(groups, "group"), counter(groups * taps, "index")
-        group_1 = counter(groups, "group_1")
+        tap, group, group_1 = counter(taps, "tap"), counter(groups, "group"), counter(groups, "group_1")
         last = tap == taps - 1
-        weights = rows_of(m, "weights", self._weights, bits, index, step)
         bias = rows_of(m, "bias", self._bias, self.out.bits, group_1, step)
-        with m.If(step & self.i.valid):
+        with m.If(taken):
             m.d.sync += tap.eq(Mux(last, 0, tap + 1))
             with m.If(last):
                 m.d.sync += group.eq(Mux(group == groups - 1, 0, group + 1))
-            m.d.sync += index.eq(Mux(last & (group == groups - 1), 0, index + 1))
 
         # Stage 1: word and weights. Stage 2: products and bias. Stage 3: sum.
         valid, first, end = Signal(2), Signal(2), Signal(2)
         with m.If(step):
-            m.d.sync += [group_1.eq(group), valid.eq(valid << 1 | self.i.valid)]
+            m.d.sync += [group_1.eq(group), valid.eq(valid << 1 | taken)]
             m.d.sync += [first.eq(first << 1 | (tap == 0)), end.eq(end << 1 | last)]
             m.d.sync += self.o.valid.eq(valid[1] & end[1])
         lane = {"dsp48e2": self._slice, "soft": self._soft}.get(self.multiplier, self._inferred)
         for k in range(lanes):
-            lane(m, k, weights[k], bias[k], step, step & valid[1], first[1])
+            weight = weights.data[k * bits : (k + 1) * bits].as_signed()
+            lane(m, k, weight, bias[k], step, step & valid[1], first[1])
         return m
 
     def _slice(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
         """A lane in a DSP48E2, whose registers hold word, product and sum."""
-        m.submodules[f"dsp{k}"] = dsp = DspMac(b_register=False)
+        m.submodules[f"dsp{k}"] = dsp = DspMac()
         m.d.comb += [dsp.a.eq(self.i.payload[k]), dsp.b.eq(weight), dsp.c.eq(bias), dsp.load.eq(first), dsp.en.eq(step), dsp.add.eq(add)]
         m.d.comb += self.o.payload[k].eq(dsp.p)
-
-    def _word(self, m: Module, k: int, step: Value) -> Any:
-        word = Signal.like(self.i.payload[k], name=f"word_{k}", reset_less=True)
-        with m.If(step):
-            m.d.sync += word.eq(self.i.payload[k])
-        return word
 
     def _inferred(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
         """A lane with a product that the tools find a multiplier for."""
         product = Signal(signed(self.lanes.bits + len(weight)), name=f"product_{k}", reset_less=True)
         with m.If(step):
-            m.d.sync += product.eq(self._word(m, k, step) * weight)
+            m.d.sync += product.eq(register(m, self.i.payload[k], step, f"word_{k}") * register(m, weight, step, f"weight_{k}"))
         with m.If(add):
             m.d.sync += self.o.payload[k].eq(Mux(first, bias, self.o.payload[k]) + product)
 
     def _soft(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
         """A lane in logic: the product's digits are in registers and join the sum."""
         rows = []
-        for n, (row, negative) in enumerate(booth(self._word(m, k, step), weight)):
+        word, weight = register(m, self.i.payload[k], step, f"word_{k}"), register(m, weight, step, f"weight_{k}")
+        for n, (row, negative) in enumerate(booth(word, weight)):
             held = Signal(row.shape(), name=f"row_{k}_{n}", reset_less=True), Signal(name=f"negative_{k}_{n}", reset_less=True)
             with m.If(step):
                 m.d.sync += [held[0].eq(row), held[1].eq(negative)]

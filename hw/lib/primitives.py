@@ -89,7 +89,6 @@ class DspMac(wiring.Component):
 
     Ports: ``a`` (27 bits signed), ``b`` (18 bits signed); ``en``: their registers and the product's move; ``c`` (48 bits), ``load``,
     used together with the product, so two enabled clocks after ``a`` and ``b``; ``add``: the sum ``p`` (48 bits) is taken.
-    ``a_register``, ``b_register``: whether the slice registers that operand; without, it comes from a register one clock later.
     """
 
     a: Signal
@@ -100,8 +99,7 @@ class DspMac(wiring.Component):
     add: Signal
     p: Signal
 
-    def __init__(self, *, a_register: bool = True, b_register: bool = True) -> None:
-        self.a_register, self.b_register = a_register, b_register
+    def __init__(self) -> None:
         super().__init__({
             "a": In(signed(27)), "b": In(signed(18)), "c": In(signed(48)), "load": In(1), "en": In(1), "add": In(1), "p": Out(signed(48)),
         })  # fmt: skip
@@ -111,8 +109,7 @@ class DspMac(wiring.Component):
         if platform == PRIMITIVES:
             m.submodules.dsp = self.instance()
             return m
-        a = register(m, self.a, self.en, "a1") if self.a_register else self.a
-        b = register(m, self.b, self.en, "b1") if self.b_register else self.b
+        a, b = register(m, self.a, self.en, "a1"), register(m, self.b, self.en, "b1")
         product = register(m, a * b, self.en, "product")
         with m.If(self.add):
             m.d.sync += self.p.eq(Mux(self.load, self.c, self.p) + product)
@@ -120,13 +117,12 @@ class DspMac(wiring.Component):
 
     def instance(self) -> Instance:
         """DSP48E2 with OPMODE Z (P or C) + multiplier."""
-        a, b = int(self.a_register), int(self.b_register)
         enables = {"CEA2": self.en, "CEB2": self.en, "CEM": self.en, "CEP": self.add}
         others = ("CEA1", "CEB1", "CEAD", "CED")
         return Instance(
             "DSP48E2",
             p_AMULTSEL="A", p_BMULTSEL="B", p_PREADDINSEL="A", p_USE_MULT="MULTIPLY", p_USE_SIMD="ONE48",
-            p_AREG=a, p_ACASCREG=a, p_BREG=b, p_BCASCREG=b, p_DREG=0, p_ADREG=0, p_MREG=1, p_PREG=1, p_CREG=0,
+            p_AREG=1, p_ACASCREG=1, p_BREG=1, p_BCASCREG=1, p_DREG=0, p_ADREG=0, p_MREG=1, p_PREG=1, p_CREG=0,
             p_ALUMODEREG=0, p_CARRYINREG=0, p_CARRYINSELREG=0, p_INMODEREG=0, p_OPMODEREG=0, p_RND=Const(0, 48),
             i_CLK=ClockSignal(), i_A=Cat(self.a, self.a[-1].replicate(3)), i_B=self.b, i_D=Const(0, 27), i_C=self.c,
             i_PCIN=Const(0, 48), i_INMODE=Const(0, 5), i_OPMODE=Cat(Const(0b0101, 4), self.load, Const(0b01, 2), Const(0, 2)),

@@ -109,8 +109,10 @@ class RequantUnit(Unit):
     def multipliers(self) -> int:
         return self.i_lanes.lanes
 
-    def parameters(self, m: Module, tables: Mapping[str, tuple[Sequence[int], Any]], group: Value, en: Value) -> dict[str, list[Any]]:
-        """The lanes' values of each table (values, shape) for the beat accepted in the cycle before.
+    def parameters(
+        self, m: Module, tables: Mapping[str, tuple[Sequence[int], Any]], taken: Value
+    ) -> tuple[dict[str, list[Any]], Value]:
+        """The lanes' values of each table (values, shape) for the beat that comes next, and whether they have been read.
 
         All stand side by side in one memory, a row a channel group; a table whose rows agree is constants.
         """
@@ -121,37 +123,42 @@ class RequantUnit(Unit):
         if varying:
             layout = data.StructLayout({name: data.ArrayLayout(tables[name][1], lanes) for name in varying})
             init = [layout.const({name: rows[name][k] for name in varying}).as_bits() for k in range(self.groups)]
-            found = data.View(layout, table(m, "parameters", init, layout.size, group, en))
-            result |= {name: [found[name][n] for n in range(lanes)] for name in varying}
-        return result
+            group, read, fetch, ends = Signal(range(self.groups)), Signal(), Signal(), self.ends(m, taken, "times")
+            m.d.comb += fetch.eq((taken & ends) | ~read)
+            m.d.sync += read.eq(1)
+            with m.If(fetch):
+                m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
+            found = data.View(layout, table(m, "parameters", init, layout.size, group, fetch))
+            return result | {name: [found[name][n] for n in range(lanes)] for name in varying}, read
+        return result, Const(1)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.slice = out = Fifo(self.o_lanes, 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
-        group = Signal(range(self.groups))
         valid = [Signal(name=f"valid{k}") for k in range(4 + self.split)]  # of the stages: input, product, shifted, rounded
-        en = Signal()
-        m.d.comb += [en.eq(~valid[-1] | out.i.ready), self.i.ready.eq(en), out.i.valid.eq(valid[-1])]
+        en, taken = Signal(), Signal()
+        m.d.comb += [en.eq(~valid[-1] | out.i.ready), taken.eq(self.i.valid & self.i.ready), out.i.valid.eq(valid[-1])]
         with m.If(en):
-            m.d.sync += [valid[0].eq(self.i.valid), *(b.eq(a) for a, b in pairwise(valid))]
-            with m.If(self.i.valid):
-                self.count(m, group, "times")
+            m.d.sync += [valid[0].eq(taken), *(b.eq(a) for a, b in pairwise(valid))]
         bits = bits_for(self.multiplier)
         # What all shifts have in common is wiring; only the rest is shifted by logic.
         extra = [(v - self.base) // self.unit for v in self.shift]
         tables = {"multiplier": (self.multiplier, signed(bits)), "shift": (extra, unsigned(max(extra).bit_length()))}
-        values = self.parameters(m, tables, group, en)
+        values, read = self.parameters(m, tables, taken)
+        m.d.comb += self.i.ready.eq(en & read)
         lane = self.slice if self.sliced else self.lane
         for n in range(self.i_lanes.lanes):
-            m.d.comb += out.i.payload[n].eq(lane(m, n, values["multiplier"][n], values["shift"][n], en))
+            extra = values["shift"][n]
+            extra = extra if isinstance(extra, Const) else register(m, extra, en, f"extra{n}")
+            m.d.comb += out.i.payload[n].eq(lane(m, n, values["multiplier"][n], extra, en))
         self.blank_unused(m, out.i)
         return m
 
     def slice(self, m: Module, n: int, multiplier: Value, extra: Value, en: Value) -> Signal:
         """One lane's pipeline with a slice, whose registers hold accumulator, product and rounded product; then clamped."""
         wide = self.acc_bits > SLICE[1]
-        m.submodules[f"dsp{n}"] = dsp = DspMac(a_register=wide, b_register=not wide)
+        m.submodules[f"dsp{n}"] = dsp = DspMac()
         acc, factor = (dsp.a, dsp.b) if wide else (dsp.b, dsp.a)
         shifts = range(self.base, max(self.shift) + 1, self.unit)
         rounded = dsp.p[: max(self.acc_bits + len(multiplier), shifts[-1]) + 1].as_signed()
@@ -184,6 +191,7 @@ class RequantUnit(Unit):
         with m.If(en):
             m.d.sync += acc.eq(self.i.payload[n])
         fixed = isinstance(extra, Const)
+        multiplier = multiplier if isinstance(multiplier, Const) else step(multiplier, "multiplier")
         if self.split:
             low, high = step(acc[: self.SPLIT] * multiplier, "low"), step(acc[self.SPLIT :].as_signed() * multiplier, "high")
             product = step((high << self.SPLIT) + low, "product")
@@ -199,24 +207,22 @@ class RequantUnit(Unit):
         sticky: Value = step(lost, "sticky") if self.rounding == "half_even" else Const(0)
         return self.clamped(m, n, round_kept(kept, sticky, self.rounding), en)
 
-    def count(self, m: Module, group: Signal, name: str) -> None:
-        """The channel group of the next beat."""
-        following = group.eq(Mux(group == self.groups - 1, 0, group + 1))
+    def ends(self, m: Module, taken: Value, name: str) -> Value:
+        """Whether the current beat is the last of its channel group."""
         if self.repeat == 1:
-            m.d.sync += following
-            return
+            return Const(1)
         times = Signal(range(self.repeat), name=name)
-        m.d.sync += times.eq(Mux(times == self.repeat - 1, 0, times + 1))
-        with m.If(times == self.repeat - 1):
-            m.d.sync += following
+        with m.If(taken):
+            m.d.sync += times.eq(Mux(times == self.repeat - 1, 0, times + 1))
+        return times == self.repeat - 1
 
     def blank_unused(self, m: Module, o: stream.Interface) -> None:
         """Unused lanes of a pixel's last beat are 0."""
         used = self.channels - (self.groups - 1) * self.o_lanes.lanes
         if used == self.o_lanes.lanes:
             return
-        group = Signal(range(self.groups), name="o_group")
-        with m.If(o.valid & o.ready):
-            self.count(m, group, "o_times")
+        group, taken = Signal(range(self.groups), name="o_group"), o.valid & o.ready
+        with m.If(taken & self.ends(m, taken, "o_times")):
+            m.d.sync += group.eq(Mux(group == self.groups - 1, 0, group + 1))
         with m.If(group == self.groups - 1):
             m.d.comb += [o.payload[n].eq(0) for n in range(used, self.o_lanes.lanes)]

@@ -7,6 +7,7 @@ from typing import Any
 from amaranth.hdl import Assert, Assume, Const, Module, Mux, Signal, signed
 from amaranth.lib.wiring import In
 
+from hw.lib.taps import WindowTaps
 from sim.formal.harness import Harness, stuck
 
 
@@ -31,11 +32,12 @@ class Words(Harness):
     """A unit that repeats the beats of a frame in a fixed order; a fixed but arbitrary beat of an arbitrary frame is followed.
 
     A word must have been taken before it is given (no read of an unwritten entry) and, where it is the followed beat, be that beat
-    (nothing was overwritten too early); a word outside the map is ``fill``. ``words``: the beat of each word, None outside; ``beats`` of a
-    frame; ``frames``: how many the unit holds at most. Member besides: ``place``, the beat that is followed.
+    (nothing was overwritten too early); a word outside the map is ``fill``. ``words``: the beats that stand side by side in each word
+    (from the lowest bits on), None outside; ``beats`` of a frame; ``frames``: how many the unit holds at most. Member besides: ``place``,
+    the beat that is followed.
     """
 
-    def __init__(self, unit: Any, beats: int, words: Sequence[int | None], fill: int, frames: int, patience: int) -> None:
+    def __init__(self, unit: Any, beats: int, words: Sequence[Sequence[int | None]], fill: int, frames: int, patience: int) -> None:
         self.beats, self.words, self.fill, self.frames, self.patience = beats, list(words), fill, frames, patience
         super().__init__(unit, place=In(range(max(beats, 2))))
 
@@ -61,16 +63,18 @@ class Words(Harness):
         with m.If(taken & self.mark & ~following & (came == self.place) & (lag >= 0)):
             m.d.sync += [following.eq(1), ahead.eq(lag), wanted.eq(self.payload)]
 
-        payload = self.unit.o.payload.as_value()
+        payload, size = self.unit.o.payload.as_value(), len(self.payload)
         with m.If(self.unit.o.valid), m.Switch(went):
-            for k, beat in enumerate(self.words):
+            for k, parts in enumerate(self.words):
                 with m.Case(k):
-                    if beat is None:
-                        m.d.comb += Assert(payload == Const(self.fill, len(payload)))
-                        continue
-                    m.d.comb += Assert((behind > 0) | ((behind == 0) & (came > beat)))
-                    with m.If(following & (ahead == 0) & (self.place == beat)):
-                        m.d.comb += Assert(payload == wanted)
+                    for at, beat in enumerate(parts):
+                        part = payload[at * size : (at + 1) * size]
+                        if beat is None:
+                            m.d.comb += Assert(part == Const(self.fill, size))
+                            continue
+                        m.d.comb += Assert((behind > 0) | ((behind == 0) & (came > beat)))
+                        with m.If(following & (ahead == 0) & (self.place == beat)):
+                            m.d.comb += Assert(part == wanted)
         stuck(m, self, taken, self.patience)
 
 
@@ -78,4 +82,21 @@ def windows(unit: Any, patience: int) -> Words:
     """The harness of a :class:`hw.lib.window.WindowStage`."""
     fill = unit.o.payload.shape().const([unit.fill] * unit.lanes.lanes).as_bits()
     beats = unit.height * unit.width * unit.groups
-    return Words(unit, beats, words_of(unit), fill, -(-unit.depth // beats) + 1, patience)
+    return Words(unit, beats, [[beat] for beat in words_of(unit)], fill, -(-unit.depth // beats) + 1, patience)
+
+
+def window_taps(unit: WindowTaps, patience: int) -> Words:
+    """The harness of a :class:`hw.lib.taps.WindowTaps`."""
+    (kh, kw), (sh, sw), (dh, dw) = unit.window.kernel, unit.window.stride, unit.window.dilation
+    out_h, out_w = unit.window.out_size(unit.height, unit.width)
+
+    def beat(row: int, col: int, group: int) -> int | None:
+        inside = 0 <= row < unit.height and 0 <= col < unit.width
+        return (row * unit.width + col) * unit.groups + group if inside else None
+
+    words = [
+        [beat(y * sh - unit.window.pad[0] + i * dh, x * sw - unit.window.pad[1] + j * dw, group) for i in range(kh) for j in range(kw)]
+        for y in range(out_h) for x in range(out_w) for group in range(unit.groups)
+    ]  # fmt: skip
+    fill = unit.i.payload.shape().const([unit.fill] * unit.lanes.lanes).as_bits()
+    return Words(unit, unit.height * unit.width * unit.groups, words, fill, 2, patience)

@@ -9,14 +9,18 @@ from amaranth.hdl import Const, Module, Mux, Signal, Value
 
 from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
+from hw.lib.gather import GatherStage
+from hw.lib.held import Reorder
 from hw.lib.matvec import MatVec
 from hw.lib.regroup import Regroup
+from hw.lib.taps import WindowTaps
 from hw.lib.window import WindowStage
-from hw.params import Lanes, Window
+from hw.params import DeformRing, Lanes, Window
 from hw.units.requant import RequantUnit
+from sim.formal.gathers import Gathers
 from sim.formal.harness import ForkOutput, OneToOne, Pixels
 from sim.formal.prove import ProofFailed, prove
-from sim.formal.windows import windows
+from sim.formal.windows import Words, window_taps, windows
 
 BIT = Lanes(lanes=1, bits=1, signed=False)
 PAIR = Lanes(lanes=1, bits=2, signed=False)
@@ -52,21 +56,44 @@ MAPS: dict[str, Any] = {
 }
 
 
+TAPS: dict[str, Any] = {
+    "row": {"height": 1, "width": 3, "window": Window(kernel=(1, 3), pad=(0, 1, 0, 1))},
+    "column": {"height": 3, "width": 1, "window": Window(kernel=(2, 1), pad=(1, 0, 0, 0))},
+    "strided": {"height": 2, "width": 4, "window": Window(kernel=(1, 2), stride=(1, 2))},
+    "square": {"height": 2, "width": 2, "window": Window(kernel=(2, 2), pad=(1, 1, 0, 0))},
+}
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_line_buffer_reads_what_has_come_and_has_not_been_overwritten(name: str) -> None:
-    prove(windows(WindowStage(i=BIT, **LINES[name]), patience=8), "bmc", 14)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LINES)
-def test_line_buffer_for_all_time(name: str) -> None:
     prove(windows(WindowStage(i=BIT, **LINES[name]), patience=8), "prove")
+
+
+@pytest.mark.parametrize("name", TAPS)
+def test_line_buffer_of_all_taps(name: str) -> None:
+    prove(window_taps(WindowTaps(i=BIT, channels=1, **TAPS[name]), patience=8), "prove")
+
+
+def test_reordering_of_held_maps() -> None:
+    prove(Words(Reorder(outer=2, inner=2, i=BIT), 4, [[0], [2], [1], [3]], 0, 3, patience=8), "prove")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 def test_larger_line_buffers_for_some_cycles(name: str) -> None:
     prove(windows(WindowStage(i=BIT, **MAPS[name]), patience=8), "bmc", 16)
+
+
+def gather(height: int) -> GatherStage:
+    """Dilations 0 and 1, a column of pixels."""
+    offset = Lanes(lanes=1, bits=1, signed=True)
+    return GatherStage(height=height, width=1, channels=1, size=3, frac_bits=0, low=-1, high=0, i=BIT, offset=offset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height", [1, 2])
+def test_deformable_ring_for_some_cycles(height: int) -> None:
+    prove(Gathers(gather(height), frames=3, pixels=3), "bmc", 14)
 
 
 def test_vector_ring_neither_loses_nor_doubles_a_beat() -> None:
@@ -136,7 +163,28 @@ def short_ring() -> WindowStage:
     return unit
 
 
+class Mirrored(WindowTaps):
+    """Gives the taps in the opposite order."""
+
+    def _line_buffer(self, m: Module, step: Value) -> list[Value]:
+        return super()._line_buffer(m, step)[::-1]
+
+
+class ShortSighted(GatherStage):
+    """Does not wait for the rows around a pixel."""
+
+    @property
+    def ring(self) -> DeformRing:
+        return DeformRing(height=self.height, reach=0)
+
+
+def short_sighted() -> GatherStage:
+    offset = Lanes(lanes=1, bits=1, signed=True)
+    return ShortSighted(height=2, width=1, channels=1, size=3, frac_bits=0, low=-1, high=0, i=BIT, offset=offset)
+
+
 PLANTED: dict[str, Any] = {
+    "a line buffer that turns windows round": lambda: window_taps(Mirrored(i=BIT, channels=1, **TAPS["row"]), patience=8),
     "a FIFO that drops a beat": lambda: OneToOne(DropsBeat(PAIR, 2), capacity=2, patience=2),
     "a FIFO said to be smaller than it is": lambda: OneToOne(Fifo(PAIR, 3), capacity=2, patience=2),
     "a fork that gives a beat twice": lambda: ForkOutput(GivesTwice(PAIR, 2), 0),
@@ -158,6 +206,12 @@ class Shuffled(Regroup):
         worse = Signal.like(clean)
         m.d.comb += worse.eq(Mux(last, clean & 1, clean))
         return worse
+
+
+@pytest.mark.slow
+def test_planted_bug_of_a_deformable_ring() -> None:
+    with pytest.raises(ProofFailed, match="Assert failed in top"):
+        prove(Gathers(short_sighted(), frames=3, pixels=3), "bmc", 14)
 
 
 @pytest.mark.parametrize("flaw", PLANTED)
