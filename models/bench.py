@@ -54,9 +54,11 @@ def in_turn(ways: dict[str, Callable[[], Any]], rounds: int, progress: Callable[
 
 
 def times_faster(found: dict[str, Times], clock: str, base: tuple[str, ...]) -> dict[str, float]:
-    """How often each way fits into the faster one of ``base``, by ``clock`` (wall or cpu): median over the rounds' own ratios."""
+    """How often each way fits into the faster one of ``base``, by ``clock`` (wall or cpu): median over the rounds' own ratios, and so is
+    which one is faster."""
     times: dict[str, list[float]] = {name: getattr(each, clock) for name, each in found.items()}
-    fastest = min(base, key=lambda name: median(times[name]))
+    least = [min(each) for each in zip(*(times[name] for name in base), strict=True)]
+    fastest = min(base, key=lambda name: median(a / b for a, b in zip(times[name], least, strict=True)))
     return {name: median(a / b for a, b in zip(times[fastest], each, strict=True)) for name, each in times.items()}
 
 

@@ -24,6 +24,8 @@ def test_deform_bench_compares_with_the_plain_convolution(monkeypatch: pytest.Mo
 def test_ratios_are_taken_round_by_round_against_the_faster_base() -> None:
     found = {name: bench.Times(wall, wall) for name, wall in (("a", [1.0, 4.0, 2.0]), ("b", [2.0, 8.0, 4.0]), ("slow", [9.0, 9.0, 9.0]))}
     assert bench.times_faster(found, "wall", ("b", "slow")) == {"a": 2.0, "b": 1.0, "slow": 4 / 9}
+    noisy = {"x": bench.Times([9.0, 1.0, 2.0], []), "y": bench.Times([10.0, 1.5, 1.9], [])}
+    assert bench.times_faster(noisy, "wall", ("x", "y")) == {"x": 1.0, "y": 0.9}, "the same rounds are compared"
 
 
 def test_golden_bench_compares_with_float_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
