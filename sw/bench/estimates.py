@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
-"""How far estimates are off: units of sizes that no constant was fitted to, beside Yosys' area.
+"""How far estimates are off: units beside Yosys' area.
 
-The constants of sw/estimate were fitted to units of ``b``; these have sizes of other networks and odd foldings.
+Most constants of sw/estimate were fitted to units of CoDeNet b; these have sizes of other networks, and odd foldings.
 """
 from __future__ import annotations
 

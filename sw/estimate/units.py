@@ -60,7 +60,7 @@ def regroup(channels: int, bits: int, lanes_in: int, lanes_out: int) -> Structur
     step = gcd(lanes_in, lanes_out)
     held = (lanes_in + lanes_out - step) * bits
     moves = index_bits((lanes_in + lanes_out) // step)
-    return register(held, 2 + moves / 2) + counter(n_in + 1) + counter(n_out) + register(moves, 3) + Structure(HANDSHAKE)
+    return register(held, 1 + moves / 2) + counter(n_in + 1) + counter(n_out) + register(moves, 3) + Structure(HANDSHAKE)
 
 
 def conv(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -112,6 +112,8 @@ def dot(op: Any, x: TensorType, fold: Fold) -> Dot:
         return Dot((one.times(simd) + tree).times(pe), pe * simd * w_bits, pe * simd * w_bits, 2 + tree_stages(simd))
     groups, rest = divmod(pe, packing.lanes)
     total = packed_group(packing, packing.lanes, x, w_bits, sum_bits, fold).times(groups)
+    if fold.multiplier == "dsp48e2":
+        total += waiting(simd, packing.chain, x.bits)
     if rest:
         total += packed_group(packing, rest, x, w_bits, sum_bits, fold)
     # Upper weights are stored less a borrow where packing is wiring only: a bit more if that leaves their range.
@@ -127,8 +129,8 @@ def packed_group(packing: Packing, lanes: int, x: TensorType, w_bits: int, sum_b
     chains, spill = -(-simd // chain), sum(packing.spills[: lanes - 1])
     last = packing.total_bits - packing.offsets[-1]
     word = packing.offsets[lanes - 1] + last
-    if fold.multiplier == "dsp48e2":  # registers and sums lie in the slices; operands of later ones wait outside
-        words = Structure(0, sum(k % chain for k in range(simd)) * (x.bits + lanes * w_bits) / 3)
+    if fold.multiplier == "dsp48e2":  # registers and sums lie in the slices
+        words = waiting(simd, chain, lanes * w_bits) + Structure(chains * spill)
     else:
         words = Structure((simd - chains) * word, (2 * simd - chains) * word)
     apart = Structure(SPILL_CHAIN * chains * spill + SPILL_WORD * simd * spill, chains * (word + spill) + simd * spill)
@@ -137,8 +139,14 @@ def packed_group(packing: Packing, lanes: int, x: TensorType, w_bits: int, sum_b
     return words + apart + trees + sums + Structure(dsp=simd)
 
 
+def waiting(simd: int, chain: int, bits: int) -> Structure:
+    """Operands of ``bits`` for the later slices of cascades: registers, or a LUT as shift register from three cycles on."""
+    late = [k % chain for k in range(simd)]
+    return Structure(bits * sum(k > 2 for k in late), bits * sum(k for k in late if k < 3))
+
+
 #: LUTs for each bit that a lane spills into the next: where a chain's lanes are told apart, and for each word's low bits.
-SPILL_CHAIN, SPILL_WORD = 3.0, 0.5
+SPILL_CHAIN, SPILL_WORD = 0.5, 1.75
 
 
 def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -199,19 +207,24 @@ def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     x, lanes = types[0], fold.lanes_in
     groups = beats(x.channels, lanes)
     multiplier = constants_bits(int(op.multiplier.min()), int(op.multiplier.max())) + 1
-    extra = int(op.shift.max() - op.shift.min()).bit_length()
-    sliced = fold.multiplier == "dsp48e2" and op.rounding != "half_even"
+    spread = int(op.shift.max() - op.shift.min())
+    sliced, grown = fold.multiplier == "dsp48e2" and op.rounding != "half_even", 0
+    if sliced:  # multipliers grow where the slice has room, so that shifts agree
+        room = (27 if x.bits <= 18 else 18) - multiplier
+        grown, spread = min(spread, room), spread // (room + 1)
+    extra = spread.bit_length()
     split = x.bits > (18 if fold.multiplier in ("packed18", "mult18x18d") else 27)
     kept = max(x.bits + multiplier - int(op.shift.min()) + 1, out.bits)
     lane = Structure(dsp=1 + split) + register(x.bits) + register(kept) + register(out.bits + 2, extra) + register(out.bits)
     if split:
         lane += register(x.bits + multiplier + 17, 0.5)
-    lane += Structure(out.bits + kept / 3 + 3)
+    lane += Structure(out.bits + kept / 3)
     lane += Structure(0, 6)
     if sliced:  # accumulator, product and rounding lie in the slice
-        lane = Structure(dsp=1) + register(out.bits, 1 + extra / 2) + Structure(kept / 3 + 3)
+        lane = Structure(dsp=1) + register(out.bits, 1 + extra / 2) + Structure(kept / 3)
     varying = len(set(op.multiplier.tolist())) > 1
-    tables = rom(lanes * ((multiplier - 1) * varying + extra), groups, columns=lanes * ((multiplier - 3) * varying + extra))
+    wide, columns = (multiplier + grown - 1) * varying + extra, (multiplier + grown - 3) * varying + extra
+    tables = rom(lanes * wide, groups, columns=lanes * columns)
     return lane.times(lanes) + tables + counter(groups) + queue(lanes * out.bits, 2) + Structure(HANDSHAKE, 5 + extra * lanes)
 
 
@@ -249,19 +262,20 @@ def concat(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     word = fold.lanes_in * types[0].bits
     if op.interleave:
         return register(len(types) * word, 1) + Structure(-word) + queue(word, 2) + counter(len(types) + 1) + Structure(HANDSHAKE)
-    return queue(word, 2) + Structure(word) + counter(beats(out.channels, fold.lanes_in)) + Structure(HANDSHAKE)
+    return queue(word, 2) + counter(beats(out.channels, fold.lanes_in)) + Structure(HANDSHAKE)
 
 
 def shuffle(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     """hw.units.shuffle.ShuffleUnit: two pixels in registers."""
     word, groups = fold.lanes_in * types[0].bits, beats(types[0].channels, fold.lanes_in)
-    held = register((groups - 1) * word) + register(groups * word, 1)
+    held = register((groups - 1) * word, 1) + register(groups * word, 1)
     return held + queue(word, 2) + walk([groups, groups + 1]) + Structure(HANDSHAKE)
 
 
 def add(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     """hw.units.add.AddUnit."""
-    return register(out.bits, 1).times(fold.lanes_in) + Structure(HANDSHAKE, 1)
+    word = out.bits * fold.lanes_in
+    return Structure(word) + queue(word, 2)
 
 
 def multiply(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
