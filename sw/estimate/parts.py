@@ -91,8 +91,8 @@ def mac_lane(x_bits: int, w_bits: int, acc: int, multiplier: Multiplier) -> Stru
         return Structure(dsp=1)
     if multiplier == "soft":
         rows = -(-w_bits // 2)
-        return register(x_bits) + register(x_bits + 3, 1).times(rows) + Structure((rows - 1) * (x_bits + 2)) + register(acc, 1.5)
-    return product(x_bits, w_bits) + register(x_bits) + register(x_bits + w_bits) + register(acc, 1)
+        return register(x_bits + w_bits) + register(x_bits + 3, 1).times(rows) + Structure((rows - 1) * (x_bits + 2)) + register(acc, 1.5)
+    return product(x_bits, w_bits) + register(x_bits + w_bits).times(2) + register(acc, 1)
 
 
 def mac(

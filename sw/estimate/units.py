@@ -219,13 +219,13 @@ def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     if split:
         lane += register(x.bits + multiplier + 17, 0.5)
     lane += Structure(out.bits + kept / 3)
-    lane += Structure(0, 6)
+    varying = len(set(op.multiplier.tolist())) > 1
+    lane += Structure(0, 6 + (multiplier - 3) * varying)
     if sliced:  # accumulator, product and rounding lie in the slice
         lane = Structure(dsp=1) + register(out.bits, 1 + extra / 2) + Structure(kept / 3)
-    varying = len(set(op.multiplier.tolist())) > 1
     wide, columns = (multiplier + grown - 1) * varying + extra, (multiplier + grown - 3) * varying + extra
     tables = rom(lanes * wide, groups, columns=lanes * columns)
-    return lane.times(lanes) + tables + counter(groups) + queue(lanes * out.bits, 2) + Structure(HANDSHAKE, 5 + extra * lanes)
+    return lane.times(lanes) + tables + counter(groups) + queue(lanes * out.bits, 2) + Structure(HANDSHAKE, 5 + 2 * extra * lanes)
 
 
 def pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
