@@ -45,9 +45,9 @@ def test_a_flipped_weight_bit_is_found_in_its_layer(build: Callable[[], Path]) -
     folder = build()
     path = folder / "accelerator_sim.v"
     text = path.read_text()
-    module = re.search(r"module \\accelerator\.dw_conv_node\.mac .*?endmodule", text, re.S)
-    assert module, "no module of the layer's multipliers"
-    row = re.search(r"weights\[4\] = \d+'h[0-9a-f]*([0-9a-f]);", module.group(0))
+    module = re.search(r"module \\accelerator\.dw_conv_node\.mac\.weights\.rows_lut_table0 .*?endmodule", text, re.S)
+    assert module, "no module of the layer's weights"
+    row = re.search(r"rows\[4\] = \d+'h[0-9a-f]*([0-9a-f]);", module.group(0))
     assert row, "no weight memory in the layer's module"
     at = module.start() + row.start(1)
     path.write_text(text[:at] + f"{int(text[at], 16) ^ 1:x}" + text[at + 1 :])
