@@ -84,7 +84,7 @@ class EngineUnit(Unit):
     ) -> None:
         _check(layers)
         self.layers, self.pe, self.lanes, self.data_bits = list(layers), pe, lanes, data_bits
-        simd, wide = layers[0].i.lanes, layers[0].o.lanes
+        simd = layers[0].i.lanes
         values = [w for layer in layers for row in layer.weights for w in row]
         self.bits = max(_sum_bits(layer) for layer in layers)
         weight = Range(low=min(*values, 0), high=max(*values, 1))
@@ -117,7 +117,6 @@ class EngineUnit(Unit):
             "weights": Out(ReadPort(address_bits=self.ADDRESS_BITS, data_bits=data_bits)),
             **{f"acc{n}": Out(seen) for n in range(len(layers))},
         })  # fmt: skip
-        assert wide == self.outs.bytes
 
     @property
     def frame_cycles(self) -> int:

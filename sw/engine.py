@@ -2,12 +2,15 @@
 """Which pointwise convolutions share the engine (hw/engine.py), and what that takes."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hw.engine import EngineLayer, EngineUnit
-from hw.params import Lanes, Multiplier
+from hw.lib.dot import Dot
+from hw.lib.finisher import PARAMETERS
+from hw.lib.packing import packing_of
+from hw.params import Lanes, Multiplier, Range
 from sw.errors import CompileError
 from sw.graph import Graph, Node
 from sw.ops import Conv, Requant, TensorType
@@ -17,8 +20,8 @@ from sw.ops.conv import POINT
 ENGINE = "engine"
 #: Share of a round of all other layers' jobs that a tile is taken to wait.
 ENGINE_WAIT = 0.7
-#: Products that share a multiplier, of 4-bit weights without -8.
-PACKED: dict[str, int] = {"packed27": 3, "dsp48e2": 3, "packed18": 2, "mult18x18d": 2}
+#: What the core multiplies weights with: bytes (hw.lib.pool.as_bytes).
+BYTE = Range(low=0, high=255)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def on_engine(graph: Graph, plan: EnginePlan | None) -> frozenset[str]:
     return frozenset(n.name for pair in members(graph, plan).values() for n in pair)
 
 
-def beats_of(kind: TensorType, count: int) -> Lanes:
+def lanes(kind: TensorType, count: int) -> Lanes:
     """Beats of ``count`` channels of a map."""
     return Lanes(lanes=count, bits=kind.bits, signed=kind.signed)
 
@@ -101,7 +104,7 @@ def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
         layers.append(EngineLayer(
             pixels=x.pixels, weights=conv.op.weights.reshape(len(conv.op.weights), -1).tolist(), bias=conv.op.bias.tolist(),
             multiplier=requant.op.multiplier.tolist(), shift=requant.op.shift.tolist(), low=requant.op.low, high=requant.op.high,
-            i=beats_of(x, plan.simd), o=beats_of(y, plan.simd), tile=place.tile, in_slots=place.in_slots, out_slots=place.out_slots,
+            i=lanes(x, plan.simd), o=lanes(y, plan.simd), tile=place.tile, in_slots=place.in_slots, out_slots=place.out_slots,
         ))  # fmt: skip
     try:
         return EngineUnit(layers=layers, pe=plan.pe, lanes=plan.lanes, multiplier=plan.multiplier, data_bits=plan.data_bits)
@@ -109,22 +112,44 @@ def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
         raise CompileError(f"the engine cannot be built: {error}") from None
 
 
-def words(plan: EnginePlan, channels: int, outs: int, packed: int) -> int:
-    """Words of the bus that a job reads: a layer's weights, ``packed`` to a multiplier, and parameters, once."""
-    folds, columns = -(-outs // plan.pe), -(-(-(-plan.pe // packed) * packed * plan.simd * 4) // plan.data_bits)
-    return folds * (-(-channels // plan.simd) * columns + -(-plan.pe // (plan.data_bits // 64)))
+def weights_of(nodes: Iterable[Node]) -> Range:
+    """The range of all weights of convolutions, 0 and 1 included: that of the core which they share."""
+    ends = [(int(n.op.weights.min()), int(n.op.weights.max())) for n in nodes if isinstance(n.op, Conv)]
+    return Range(low=min(0, *(low for low, _ in ends)), high=max(1, *(high for _, high in ends)))
 
 
-def job_cycles(plan: EnginePlan, channels: int, outs: int, tile: int, packed: int) -> int:
+def multipliers(plan: EnginePlan, weight: Range) -> int:
+    """Multipliers of the core (of a kind that packs; else one a product)."""
+    packing = packing_of(plan.multiplier, plan.simd, weight, BYTE)
+    return -(-plan.pe // (packing.lanes if packing else 1)) * plan.simd
+
+
+def columns(plan: EnginePlan, weight: Range) -> int:
+    """Words of the bus in a row of weights, PE × SIMD of them, as the multipliers take them."""
+    return -(-Dot(pe=plan.pe, simd=plan.simd, weight=weight, i=core_input(plan), kind=plan.multiplier).row_bits // plan.data_bits)
+
+
+def core_input(plan: EnginePlan) -> Lanes:
+    """What the core takes in a cycle."""
+    return Lanes(lanes=plan.simd, bits=8, signed=False)
+
+
+def words(plan: EnginePlan, channels: int, outs: int, row: int) -> int:
+    """Words of the bus that a job reads, once: a layer's weights in rows of ``row`` words, and parameters."""
+    return -(-outs // plan.pe) * (-(-channels // plan.simd) * row + -(-plan.pe // (plan.data_bits // PARAMETERS)))
+
+
+def job_cycles(plan: EnginePlan, channels: int, outs: int, tile: int, row: int) -> int:
     """Cycles of a job: its operand sets, or its results' requantization, or its weights, whatever takes longest."""
-    fold = tile * max(-(-channels // plan.simd), -(-plan.pe // plan.lanes))
-    return max(fold * -(-outs // plan.pe), words(plan, channels, outs, packed))
+    fold = tile * max(-(-channels // plan.simd), plan.pe // plan.lanes)
+    return max(fold * -(-outs // plan.pe), words(plan, channels, outs, row))
 
 
 def cycles(graph: Graph, plan: EnginePlan) -> int:
     """Cycles a frame that all jobs take: the engine's ``frame_cycles``, without building it."""
-    total = 0
-    for name, (conv, _) in members(graph, plan).items():
+    total, layers = 0, members(graph, plan)
+    row = columns(plan, weights_of(conv for conv, _ in layers.values()))
+    for name, (conv, _) in layers.items():
         x, out, tile = graph.tensors[conv.inputs[0]].type, graph.tensors[conv.outputs[0]].type, plan.places[name].tile
-        total += x.pixels // tile * job_cycles(plan, x.channels, out.channels, tile, PACKED.get(plan.multiplier, 1))
+        total += x.pixels // tile * job_cycles(plan, x.channels, out.channels, tile, row)
     return total

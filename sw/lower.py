@@ -30,7 +30,7 @@ from hw.units.shuffle import ShuffleUnit
 from hw.units.split import SplitUnit
 from hw.units.table import TableUnit
 from hw.units.upsample import UpsampleUnit
-from sw.engine import ENGINE, EnginePlan, build, members
+from sw.engine import ENGINE, EnginePlan, build, lanes, members
 from sw.errors import CompileError
 from sw.folding.fold import Fold
 from sw.graph import Graph, Node
@@ -58,11 +58,6 @@ from sw.ops import (
 def identifier(name: str) -> str:
     """``name`` as a Verilog identifier."""
     return re.sub(r"\W", "_", name)
-
-
-def lanes(kind: TensorType, count: int) -> Lanes:
-    """Beats of ``count`` channels of a map."""
-    return Lanes(lanes=count, bits=kind.bits, signed=kind.signed)
 
 
 def _conv(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:

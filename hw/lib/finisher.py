@@ -102,8 +102,8 @@ class Finisher(wiring.Component):
             m.d.sync += lane.eq(Mux(lane == self.bytes - self.lanes, 0, lane + self.lanes))
             m.d.sync += word.eq(word + (lane == self.bytes - self.lanes))
         with m.If(self.begin):
-            m.d.sync += [pixel.eq(0), fold.eq(0), words.eq(0), lane0.eq(0), rest.eq(known_next(m, self.layers, self.filling))]
-            m.d.sync += pixel_word.eq(self.first)
+            channels = choose(m, "channels_first", self.filling, [f.channels for f in self.layers])
+            m.d.sync += [pixel.eq(0), fold.eq(0), words.eq(0), lane0.eq(0), rest.eq(channels), pixel_word.eq(self.first)]
         with m.If(self.take):
             m.d.sync += [hold.eq(self.accs.as_value()), left.eq(groups), index.eq(0), some.eq(rest), slot_now.eq(slot)]
             m.d.sync += [word.eq(pixel_word + words), lane.eq(lane0), ending.eq(last_pixel & last_fold)]
@@ -162,8 +162,3 @@ class Finisher(wiring.Component):
         m.d.comb += [self.finish.eq(finish[5]), self.finished.eq(chains["layer"][5])]
         with m.If(valid[5]):
             m.d.comb += self.mask.eq(Cat(used) << lane)
-
-
-def known_next(m: Module, layers: Sequence[Finish], layer: Value) -> Value:
-    """Channels of the layer that begins."""
-    return choose(m, "channels_first", layer, [f.channels for f in layers])

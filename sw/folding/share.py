@@ -7,7 +7,7 @@ from math import ceil
 
 from hw.lib.collect import LEAST_GROUPS
 from hw.params import Multiplier
-from sw.engine import ENGINE_WAIT, PACKED, EnginePlan, Place, cycles, job_cycles, requant_of, words
+from sw.engine import ENGINE_WAIT, EnginePlan, Place, columns, cycles, job_cycles, multipliers, requant_of, weights_of, words
 from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.folding.fold import Fold, in_memory
 from sw.graph import Graph, Node
@@ -87,12 +87,14 @@ def plans(
 ) -> Iterator[EnginePlan]:
     """Engines for an interval: for ever more of the worthy layers, the least that is fast enough; ``spent`` of the memory's rate is
     taken."""
-    nodes = [n for n in worthy(graph) if n.name not in pins]
+    # A pinned requantization keeps its convolution off the engine, too: no pin is lost.
+    nodes = [n for n in worthy(graph) if n.name not in pins and graph.consumers(n.outputs[0])[0].name not in pins]
     ends = [k for k in range(2, len(nodes) + 1) if k == len(nodes) or ratio(graph, nodes[k - 1]) > 1.5 * ratio(graph, nodes[k])]
     for end in ends:
         found = [p for simd in (8, 16) if (p := fitted(graph, device, nodes[:end], target, simd, multiplier, spent)) is not None]
         if found:
-            yield min(found, key=lambda p: -(-p.pe // PACKED.get(multiplier, 1)) * p.simd)
+            weight = weights_of(nodes[:end])
+            yield min(found, key=lambda p: multipliers(p, weight))
 
 
 def fitted(
@@ -120,10 +122,10 @@ def with_tiles(
 ) -> EnginePlan | None:
     """Pixels a job: as few as memory is fast enough for, more first where a byte of buffer saves most reading."""
     kinds = {n.name: (graph.tensors[n.inputs[0]].type, graph.tensors[n.outputs[0]].type) for n in nodes}
-    packed = PACKED.get(plan.multiplier, 1)
-    reads = {name: words(plan, x.channels, y.channels, packed) for name, (x, y) in kinds.items()}
+    row = columns(plan, weights_of(nodes))
+    reads = {name: words(plan, x.channels, y.channels, row) for name, (x, y) in kinds.items()}
     # A job should not wait for its weights: a row of them is used for more pixels than it has words.
-    least = ceil(AHEAD * -(-(-(-plan.pe // packed) * packed * plan.simd * 4) // plan.data_bits))
+    least = ceil(AHEAD * row)
     tiles = {name: _next_tile(x, least) for name, (x, _) in kinds.items()}
 
     def rate() -> float:
@@ -141,13 +143,14 @@ def with_tiles(
             return None
         best = max(gains, key=lambda n: gains[n])
         tiles[best] = grown[best]
-    return with_slots(plan, kinds, tiles, target)
+    return with_slots(plan, kinds, tiles, target, row)
 
 
-def with_slots(plan: EnginePlan, kinds: dict[str, tuple[TensorType, TensorType]], tiles: dict[str, int], target: int) -> EnginePlan:
+def with_slots(
+    plan: EnginePlan, kinds: dict[str, tuple[TensorType, TensorType]], tiles: dict[str, int], target: int, row: int
+) -> EnginePlan:
     """How many tiles each layer keeps: as many as come while one waits for a round of the others' jobs, is computed, and the next fills."""
-    packed = PACKED.get(plan.multiplier, 1)
-    jobs = {n: job_cycles(plan, x.channels, y.channels, tiles[n], packed) for n, (x, y) in kinds.items()}
+    jobs = {n: job_cycles(plan, x.channels, y.channels, tiles[n], row) for n, (x, y) in kinds.items()}
     places = {}
     for name, (x, _) in kinds.items():
         period = target * tiles[name] / x.pixels

@@ -5,7 +5,7 @@ import pytest
 
 from hw.engine import EngineUnit
 from sw.compiler import load_graph
-from sw.engine import EnginePlan, Place, build, cycles, members, requant_of, words
+from sw.engine import EnginePlan, Place, build, columns, cycles, members, requant_of, weights_of, words
 from sw.errors import CompileError
 from sw.folding.fold import read_engine
 from sw.folding.share import LOAD, SHARE, plans, worthy
@@ -38,9 +38,30 @@ def test_cycles_and_words_are_those_of_the_unit(graph: Graph) -> None:
         unit = build(graph, plan)
         assert isinstance(unit, EngineUnit) and unit.frame_cycles == cycles(graph, plan)
         assert len(unit.image()) == unit.region_bytes
-        packed = 3 if plan.multiplier == "dsp48e2" else 1
-        job_words = [words(plan, len(k.weights[0]), len(k.weights), packed) * k.jobs for k in unit.layers]
+        row = columns(plan, weights_of(graph.node(n) for n in names))
+        job_words = [words(plan, len(k.weights[0]), len(k.weights), row) * k.jobs for k in unit.layers]
         assert sum(job_words) == unit.frame_words
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("multiplier", ["dsp48e2", "packed27", "mult18x18d", "inferred"])
+def test_cycles_and_words_follow_the_weights_that_there_are(tmp_path: Path, bits: int, multiplier: str) -> None:
+    """Wider weights share a multiplier less, or not at all, and take more of the bus."""
+    w = QonnxWriter(8, 8, seed=bits)
+    x = w.conv(w.conv(w.conv(w.image, "stem", 12, kernel=3, bits=8), "wide", 20, bits=bits), "head", 4, relu=False, out_bits=16)
+    graph = load_graph(w.save(tmp_path / "wide.onnx", [x]))
+    plan = plan_of(graph, [n.name for n in graph.nodes if n.name.startswith("wide") and n.op.name == "conv"], multiplier=multiplier)
+    unit = build(graph, plan)
+    assert unit.frame_cycles == cycles(graph, plan)
+    row = columns(plan, weights_of(graph.node(n) for n in plan.places))
+    assert sum(words(plan, 12, 20, row) * k.jobs for k in unit.layers) == unit.frame_words
+
+
+def test_a_pinned_requantization_keeps_its_convolution_off_the_engine(deep: Graph) -> None:
+    pinned = requant_of(deep, worthy(deep)[0])
+    assert pinned is not None
+    for plan in plans(deep, DEVICE, 4000, "dsp48e2", pins=[pinned.name]):
+        assert worthy(deep)[0].name not in plan.places
 
 
 @pytest.fixture(scope="module")
