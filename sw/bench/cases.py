@@ -21,8 +21,9 @@ from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.params import Lanes, Multiplier, Range, Window
+from sw.engine import lanes
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS, lanes
+from sw.lower import BUILDERS
 from sw.ops import Add, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Shuffle, Split, TensorType, Upsample
 from sw.ops.base import Array
 

@@ -27,8 +27,9 @@ from hw.units.depthwise import DepthwiseUnit
 from sim.run import Case
 from sw import ops
 from sw.cache import ROOT
+from sw.engine import lanes
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS, lanes
+from sw.lower import BUILDERS
 from sw.ops import Array, Op, TensorType
 
 FRAMES = 4
