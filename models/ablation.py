@@ -31,7 +31,7 @@ from models.detectors.codenet import Codenet, CodenetConfig
 from models.epochs import cpu_seconds, run_epochs, write_json
 from models.ops.deform import FREE, OFFSET_MAX, OFFSET_MIN, SQUARE, SquareDeform
 from models.ops.pointwise import Pointwise
-from models.qat import activation_quantizers, calibrate, prepare, snapped
+from models.qat import activation_quantizers, calibrate, prepare
 from models.quantize import QuantTrainer, calibration_batches
 from models.score import score, torch_network
 from models.train import Trainer, TrainOptions, make_config, start_model
@@ -254,7 +254,7 @@ class Ablation:
         trainer = QuantTrainer(model, teacher, steps=steps, lr=r.recover_lr, teaching=1.0)
         trainer.resume(folder / "quantize.ckpt", key)
         run_epochs(trainer, batches, r.recover, folder / "quantize.ckpt", key, title=f"{name}, seed {seed}, W4A8", progress=self.progress)
-        return snapped(model)
+        return trainer.product()
 
     def _score(self, model: Codenet) -> dict[str, Any]:
         folder = open_folder(self.data, self.recipe.evaluate_split, model.config.classes)

@@ -185,9 +185,12 @@ class FreeRanges:
                 quantizer.free = []
 
 
-def snapped(model: Codenet) -> Codenet:
-    """A copy in eval mode in which free ranges are powers of two and the heads' scales fit: what would be exported now."""
+def snapped(model: Codenet, state: dict[str, Tensor] | None = None) -> Codenet:
+    """What would be exported now: a copy in eval mode, with the tensors of ``state`` if given, in which free ranges are powers of two and
+    the heads' scales fit."""
     model = copy.deepcopy(model).eval()
+    if state is not None:
+        model.load_state_dict(state)
     for quantizer in activation_quantizers(model).values():
         if quantizer.free:
             quantizer.exponent.fill_(-round(float(quantizer.free[0].detach())))
@@ -198,9 +201,11 @@ def snapped(model: Codenet) -> Codenet:
 
 @torch.no_grad()
 def reestimate_batch_norm(model: Codenet, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every batch norm by those of ``batches`` of network inputs (N, 3, H, W), all weighted alike.
+    """Replace the running statistics of every batch norm by those of ``batches`` of network inputs (N, 3, H, W), all weighted alike
+    ("precise batch norm"): the averages that training leaves lag behind the weights.
 
-    The averages that training leaves lag behind the weights and saw cropped, recoloured views ("precise batch norm").
+    The batches should be the views that training saw: plain images have other statistics, which the weights were not taught
+    with (on bccd_320 they cost 0.04 of AP50, training's views 0.01).
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

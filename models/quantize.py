@@ -21,7 +21,7 @@ from models.export import export_qonnx
 from models.frozen import FrozenNetwork, freeze
 from models.losses import WH_WEIGHT, detection_loss
 from models.qat import Bits, FreeRanges, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, snapped, unpack
-from models.schedules import cosine_lr
+from models.schedules import Average, cosine_lr
 from models.score import score, torch_network
 from models.train import evaluate_float, validation_folder
 from sw.files import whole_file
@@ -40,9 +40,11 @@ class QuantizeOptions:
 
     epochs: of quantization-aware training; 0: post-training quantization, calibration only. batch, lr (highest): of that training.
     teaching: weight of the float network's maps beside the data's loss.
-    weights, activations: bit widths by module path (``Bits``), 2 to 8. norms: images from which batch norm's statistics are estimated
-    anew before they are folded (0: as training left them). free_ranges: share of the training in which activation scales are learned as
-    any numbers; they are snapped to powers of two last, and the rest of the training recovers (0: powers of two from calibration on).
+    ema: how slowly the average of the weights and their scales forgets, which is what is validated and exported (0: no average): between
+    two roundings a weight swings, and the average of its swings rounds better.
+    weights, activations: bit widths by module path (``Bits``), 2 to 8. norms: training views from which batch norm's statistics are
+    estimated anew before they are folded (0: as training left them). free_ranges: share of the training in which activation scales are
+    learned as any numbers; they are snapped to powers of two last, and the rest recovers (0: powers of two from calibration on).
     flip, augmentation, box_area, split, evaluate_split, evaluate_every, keep, patience, seed: as in training.
     """
 
@@ -50,6 +52,7 @@ class QuantizeOptions:
     batch: int = 16
     lr: float = 1e-3
     teaching: float = 1.0
+    ema: float = 0.0
     weights: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().weights)
     activations: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().activations)
     norms: int = 0
@@ -73,8 +76,9 @@ class QuantizeOptions:
         for name in ("batch", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
-        if not 0 <= self.free_ranges < 1:
-            raise ValueError(f"free_ranges must be at least 0 and less than 1, not {self.free_ranges!r}")
+        for name in ("free_ranges", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)!r}")
         Bits(weights=self.weights, activations=self.activations)
 
     @property
@@ -101,8 +105,10 @@ def distillation_loss(maps: tuple[Tensor, ...], taught: tuple[Tensor, ...]) -> T
 class QuantTrainer:
     """State of one quantization-aware training; ``save`` and ``resume`` carry it across an interruption."""
 
-    def __init__(self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float, free_ranges: float = 0.0) -> None:
-        self.model, self.teacher = model, teacher
+    def __init__(
+        self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float, free_ranges: float = 0.0, ema: float = 0.0
+    ) -> None:
+        self.model, self.teacher, self.average = model, teacher, Average(model, ema)
         self.ranges = FreeRanges(model) if free_ranges else None
         self.snap_at = round(free_ranges * steps)
         self.parameters = list(model.parameters())
@@ -135,11 +141,17 @@ class QuantTrainer:
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 10.0)
         self.optimizer.step()
+        self.average.update(self.model)
         self.step += 1
         return {name: value.item() for name, value in losses.items()} | {"lr": rate}
 
+    def product(self) -> Codenet:
+        """The average of the weights as a network of its own in eval mode, all scales snapped: what would be exported now."""
+        return snapped(self.model, self.average.state)
+
     def save(self, path: Path, key: str) -> None:
         content: dict[str, Any] = {"key": key, "model": pack(self.model), "optimizer": self.optimizer.state_dict()}
+        content["average"] = self.average.state
         content["ranges"] = [p.detach() for p in self.ranges.log2] if self.ranges is not None else []
         checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done, "history": json.dumps(self.history)})
 
@@ -154,12 +166,17 @@ class QuantTrainer:
             if self.ranges is not None and content["step"] > self.snap_at:  # snapped before: the exponents are in the model's state
                 for quantizer in self.ranges.quantizers:
                     quantizer.free = []
+            self.average.state, self.average.steps = content["average"], content["step"]
             self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
 
 
 def calibration_batches(folder: Folder, size: tuple[int, int], *, images: int = CALIBRATION_IMAGES, batch: int = 16) -> list[Tensor]:
     """Network inputs from the first ``images`` of ``folder``, letterboxed."""
-    views = Views(folder, size, random=0.0)
+    return view_batches(Views(folder, size, random=0.0), images=images, batch=batch)
+
+
+def view_batches(views: Views, *, images: int, batch: int = 16) -> list[Tensor]:
+    """Network inputs (N, 3, H, W) from the first ``images`` of ``views``, ``batch`` at a time."""
     count = min(images, len(views))
     chunks = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
     return [images_to_input(np.stack([views[index].image for index in chunk])) for chunk in chunks]
@@ -197,10 +214,10 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     folder = open_folder(data, chosen.split, config.classes)
     torch.manual_seed(chosen.seed)
     source = checkpoint.load_float(run / "float.pt")
-    if chosen.norms:
-        reestimate_batch_norm(source, calibration_batches(folder, config.size, images=chosen.norms))
-    model = prepare(source, Bits(weights=chosen.weights, activations=chosen.activations))
     views = Views(folder, config.size, random=chosen.augmentation, flip=chosen.flip, seed=chosen.seed + 1)
+    if chosen.norms:
+        reestimate_batch_norm(source, view_batches(views, images=chosen.norms))
+    model = prepare(source, Bits(weights=chosen.weights, activations=chosen.activations))
     batches = Batches(views, config, batch=chosen.batch, seed=chosen.seed + 1, workers=workers, box_area=chosen.box_area)
     settings = {"data": str(data), **dataclasses.asdict(chosen)}
     calibrate(model, calibration_batches(folder, config.size))
@@ -208,15 +225,15 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, chosen.epochs * len(batches))
     free = chosen.free_ranges if chosen.epochs else 0.0
-    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, teaching=chosen.teaching, free_ranges=free)
+    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, teaching=chosen.teaching, free_ranges=free, ema=chosen.ema)
     weights = sum(float(value.double().sum()) for value in teacher.state_dict().values())  # another float.pt is another run
     key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
     views.fill()
-    watch = _watch(model, data, folder.split, chosen, run / "quantize.best") if chosen.epochs else None
+    watch = _watch(trainer, data, folder.split, chosen, run / "quantize.best") if chosen.epochs else None
     run_epochs(trainer, batches, chosen.epochs, run / "quantize.ckpt", key, title="quantize", progress=progress, watch=watch)
     best = best_epoch(trainer.history) if chosen.keep == "best" else None
-    model = snapped(model) if best is None else load_quantized(run / "quantize.best")
+    model = trainer.product() if best is None else load_quantized(run / "quantize.best")
     write_products(run, model)
     result: dict[str, Any] = {"settings": settings, "history": trainer.history, "epoch": best or trainer.epochs_done}
     result |= spent(trainer.history)
@@ -226,15 +243,16 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     return result
 
 
-def _watch(model: Codenet, data: Path, trained_on: str, options: QuantizeOptions, best: Path) -> Watch | None:
+def _watch(trainer: QuantTrainer, data: Path, trained_on: str, options: QuantizeOptions, best: Path) -> Watch | None:
     """Validation of the fake-quantized network, with the rules of training."""
-    folder = validation_folder(data, trained_on, options.evaluate_split, model.config.classes)
+    config = trainer.model.config
+    folder = validation_folder(data, trained_on, options.evaluate_split, config.classes)
     if folder is None:
         return None
 
     return Watch(
-        score=lambda: float(score(torch_network(snapped(model)), folder, model.config.size)["ap50"]),
-        keep=lambda: checkpoint.save(best, pack(snapped(model))),
+        score=lambda: float(score(torch_network(trainer.product()), folder, config.size)["ap50"]),
+        keep=lambda: checkpoint.save(best, pack(trainer.product())),
         every=options.validation_every,
         patience=options.patience,
     )

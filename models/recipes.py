@@ -19,7 +19,7 @@ class Recipe:
 
 
 _CELLS: dict[str, Any] = {"preset": "small", "size": (256, 320), "epochs": 40, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
-_STEEL: dict[str, Any] = {"preset": "small", "size": (192, 192), "epochs": 60, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
+_STEEL: dict[str, Any] = {"preset": "small", "size": (192, 192), "epochs": 40, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
 
 RECIPES = {
     "cells": Recipe(

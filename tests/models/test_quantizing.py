@@ -160,6 +160,39 @@ def test_interrupted_free_ranges_go_on(run: Path, data: Path, monkeypatch: pytes
     assert [note["loss"] for note in one] == pytest.approx([note["loss"] for note in two], rel=5e-3)
 
 
+def test_the_average_is_exported_and_comes_back(tmp_path: Path) -> None:
+    """The product holds the average of the weights over the steps, not the last ones; ``save`` and ``resume`` carry it."""
+    x = torch.linspace(0, 1, 8 * 3 * 32 * 32).view(8, 3, 32, 32)
+
+    def fresh(ema: float) -> QuantTrainer:
+        model = prepare(trained_like())
+        calibrate(model, [x])
+        return QuantTrainer(model, trained_like(), steps=4, lr=0.02, teaching=1.0, ema=ema)
+
+    trainer, name = fresh(0.5), "conv5.0.weight"
+    expected = trainer.model.get_parameter(name).detach().clone()
+    for step in range(1, 4):
+        with torch.no_grad():
+            for p in trainer.model.parameters():
+                p.add_(0.01 * step)
+        trainer.average.update(trainer.model)
+        decay = min(0.5, step / (step + 10))
+        expected = decay * expected + (1 - decay) * trainer.model.get_parameter(name).detach()
+    assert torch.allclose(trainer.product().get_parameter(name), expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(trainer.model.get_parameter(name), expected, rtol=0, atol=1e-3)
+    trainer.step = 3
+    trainer.save(tmp_path / "x.ckpt", "key")
+    again = fresh(0.5)
+    again.resume(tmp_path / "x.ckpt", "key")
+    assert again.average.steps == 3
+    assert torch.equal(again.product().get_parameter(name), trainer.product().get_parameter(name))
+    off = fresh(0.0)
+    with torch.no_grad():
+        off.model.get_parameter(name).add_(1.0)
+    off.average.update(off.model)
+    assert torch.equal(off.product().get_parameter(name), off.model.get_parameter(name)), "without an average the last weights count"
+
+
 def test_one_part_alone_is_quantized() -> None:
     model, x = prepare(trained_like()), torch.rand(2, 3, 32, 32)
     calibrate(model, [x])
@@ -203,7 +236,9 @@ def test_options_of_the_command_line_become_tables() -> None:
             call()
 
 
-@pytest.mark.parametrize("options", [{"keep": "worst"}, {"norms": -1}, {"free_ranges": 1.0}, {"weights": {"*": 9}}, {"batch": 0}])
+@pytest.mark.parametrize(
+    "options", [{"keep": "worst"}, {"norms": -1}, {"free_ranges": 1.0}, {"ema": 1.0}, {"weights": {"*": 9}}, {"batch": 0}]
+)
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         QuantizeOptions(**options)
