@@ -1,10 +1,9 @@
 """What each restriction of the deformable operator costs: CoDeNet's table 1 (spec: float and W4A8, several seeds) for any data set.
 
-Every variant is network Q with another spatial operator in its decoder, trained by one recipe: static depthwise 3x3 and 9x9, then
-deformable with free offsets (original), free and bounded, square and bounded. The rounded and the bilinear variants (F fraction bits)
-start from the float network of the bounded square one of their seed. All are then quantized to W4A8 by one recipe; the offsets of
-the variants without F stay float in it, since that is what F is about. The last network counts, and none is chosen by a figure.
-Each run leaves its result in a file of its own; a repeated call goes on where it stopped.
+Every variant (``models.variants``) is trained by one recipe. The rounded and the bilinear variants (F fraction bits) start from the
+float network of the bounded square one of their seed. All are then quantized to W4A8 by one recipe; the offsets of the variants
+without F stay float in it, since that is what F is about. The last network counts, and none is chosen by a figure. Each run leaves
+its result in a file of its own; a repeated call goes on where it stopped.
 """
 from __future__ import annotations
 
@@ -19,9 +18,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-from torch import nn
-
 from models import checkpoint
 from models.batches import Batches, Views
 from models.data.digits import write_digits
@@ -29,12 +25,11 @@ from models.data.folder import Folder, open_folder
 from models.data.voc import Sample
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.epochs import cpu_seconds, run_epochs, write_json
-from models.ops.deform import FREE, OFFSET_MAX, OFFSET_MIN, SQUARE, SquareDeform
-from models.ops.pointwise import Pointwise
 from models.qat import activation_quantizers, calibrate, prepare
 from models.quantize import QuantTrainer, calibration_batches
 from models.score import score, torch_network
-from models.train import Trainer, TrainOptions, make_config, start_model
+from models.train import Trainer, TrainOptions, make_config
+from models.variants import VARIANTS, build, take_trunk
 from sw.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -43,32 +38,6 @@ Progress = Callable[[int, int], None]
 #: The float networks' figures and the quantized ones'.
 STAGES = ("float", "w4a8")
 FIGURES = ("ap", "ap50", "ap75", "ap50_nms")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A row of the table. start: the variant whose float network this one begins with; frac_bits: F (None: offsets stay float)."""
-
-    network: dict[str, Any] = dataclasses.field(default_factory=dict)
-    square: bool = True
-    bounded: bool = True
-    frac_bits: int | None = None
-    start: str | None = None
-
-    @property
-    def static(self) -> bool:
-        return self.network.get("gather") == "static"
-
-
-VARIANTS = {
-    "dw3x3": Variant(network={"gather": "static", "kernel": 3}),
-    "dw9x9": Variant(network={"gather": "static", "kernel": 9}),
-    "original": Variant(square=False, bounded=False),
-    "bounded": Variant(square=False),
-    "bounded-square": Variant(),
-    "rounded": Variant(frac_bits=0, start="bounded-square"),
-    **{f"bilinear-{f}": Variant(frac_bits=f, start="bounded-square") for f in (1, 2, 3, 4)},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,35 +71,6 @@ RECIPES = {
     "cells": Recipe(preset="small", network={"size": (256, 320), "laterals": True}, box_area=0.3),
     "steel": Recipe(preset="small", network={"size": (192, 192), "laterals": True}, epochs=14, tune=2, recover=2, box_area=0.3),
 }
-
-
-class FreeDeform(SquareDeform):
-    """Depthwise 3x3 with a free offset for every tap: 18 numbers a pixel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.taps = FREE
-
-
-def build(config: CodenetConfig, variant: Variant, seed: int = 0) -> Codenet:
-    """The network of a variant with random weights, the same in all variants where shapes agree."""
-    torch.manual_seed(seed)
-    model = Codenet(dataclasses.replace(config, **variant.network, frac_bits=variant.frac_bits or 0))
-    if variant.static:
-        return model
-    for path, module in list(model.named_modules()):
-        if isinstance(module, SquareDeform) and not variant.square:
-            free = FreeDeform(module.channels)
-            free.load_state_dict(module.state_dict())
-            where, offset = path.rpartition(".")[0], Pointwise(module.channels, 2 * 9, 1)
-            for value in offset.parameters():
-                nn.init.zeros_(value)
-            model.set_submodule(path, free)
-            model.set_submodule(f"{where}.offset", offset)
-            model.set_submodule(f"{where}.bound", nn.Hardtanh(OFFSET_MIN, OFFSET_MAX) if variant.bounded else nn.Identity())
-        elif isinstance(module, SquareDeform) and variant.frac_bits is not None:
-            module.taps = dataclasses.replace(SQUARE, frac_bits=variant.frac_bits)
-    return model
 
 
 class VariantTrainer(Trainer):
@@ -229,7 +169,7 @@ class Ablation:
             assert begun is not None, "the variant to start from is run before"
             model.load_state_dict(begun)
         elif r.trunk is not None:
-            _take_trunk(model, Path(r.trunk), seed)
+            take_trunk(model, Path(r.trunk), seed)
         epochs, lr = (r.tune, r.tune_lr) if variant.start else (r.epochs, r.lr)
         options = TrainOptions(preset=r.preset, epochs=epochs, batch=r.batch, lr=lr, flip=r.flip, augmentation=r.augmentation, seed=seed)
         batches = self._batches(model.config, seed)
@@ -268,21 +208,6 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     content = checkpoint.load(path)
     state: dict[str, Any] = content["state"]
     return state if content.get("key") == key else None
-
-
-def _take_trunk(model: Codenet, path: Path, seed: int) -> None:
-    """Everything before the decoder from a float checkpoint of this project or a ShuffleNetV2 state dict."""
-    content = checkpoint.load(path)
-    if "config" not in content:
-        given = start_model(model.config, init=None, trunk=path, seed=seed).state_dict()
-    else:
-        given = checkpoint.load_float(path).state_dict()
-    own = model.state_dict()
-    parts = ("conv1.", "stage", "conv5.")
-    fits = {k: v for k, v in given.items() if k.startswith(parts) and k in own and own[k].shape == v.shape}
-    if not fits:
-        raise ValueError(f"{path} must hold a trunk of width {model.config.width:g}: no tensor fits")
-    model.load_state_dict(fits, strict=False)
 
 
 def ablation(

@@ -24,7 +24,8 @@ from models.layers import WIRING
 from models.ops.deform import square_deform_exact
 from models.ops.wiring import Add, Concat, Shuffle, Split, Upsample
 from models.qat import settle_heads
-from models.quantizers import PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
+from models.quant_layers import QuantConv, QuantDeform, quantizer_of
+from models.quantizers import PowerOfTwo, snap
 
 #: Names of the network's outputs, in order.
 OUTPUTS = ("hm", "wh", "reg")

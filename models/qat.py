@@ -18,21 +18,8 @@ from models.detectors.codenet import Codenet, CodenetConfig
 from models.layers import find_layers
 from models.ops.deform import OFFSET_MAX, OFFSET_MIN, SquareDeform
 from models.ops.wiring import Add
-from models.quantizers import (
-    Image8,
-    LeanIdentity,
-    LeanReLU,
-    PowerOfTwo,
-    QuantConv,
-    QuantDeform,
-    Signed16,
-    activation_quantizer,
-    offset_quantizer,
-    quant_conv,
-    quant_deform,
-    quantizer_of,
-    start_scales,
-)
+from models.quant_layers import LeanIdentity, LeanReLU, QuantConv, QuantDeform, quant_conv, quant_deform, quantizer_of, start_scales
+from models.quantizers import Image8, PowerOfTwo, Signed16, activation_quantizer, offset_quantizer
 
 #: A head's values stay below this many steps, so that no value can be a tie (DESIGN.md 3).
 HEAD_LIMIT = 2**14

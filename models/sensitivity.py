@@ -15,8 +15,8 @@ from models.detectors.codenet import Codenet
 from models.epochs import write_json
 from models.metrics import evaluate_voc
 from models.qat import Bits, activation_quantizers, calibrate, prepare, quant_layers
+from models.quant_layers import QuantConv, quantizer_of
 from models.quantize import calibration_batches
-from models.quantizers import QuantConv, quantizer_of
 from models.score import Maps, Network, detect, expit, torch_network
 
 Progress = Callable[[int, int], None]

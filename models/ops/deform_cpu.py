@@ -27,10 +27,13 @@ def library() -> ctypes.CDLL | None:
     return native.load(SOURCE)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether ``gather`` can be used here."""
     return library() is not None
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo: that takes longer than all the rest of models.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _call(name: str, x: Tensor, rows: Tensor, *tensors: Tensor | None) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from models import ablation
-from models.ablation import RECIPES, VARIANTS, build
+from models.ablation import RECIPES
 from models.data.digits import write_digits
 from models.detectors.codenet import CodenetConfig
 from models.ops.deform import SquareDeform
+from models.variants import VARIANTS, build
 
 SMALL = CodenetConfig(size=(32, 32), classes=("a", "b"), decoder=(16, 8, 8), head_channels=8)
 TINY: dict[str, Any] = {"network": {"width": 0.25, "size": [32, 32], "decoder": [8, 8, 8], "head_channels": 8}, "images": 4, "epochs": 1}

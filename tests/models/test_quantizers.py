@@ -11,7 +11,8 @@ from torch import nn
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.losses import Targets, detection_loss
 from models.qat import HEAD_LIMIT, Bits, calibrate, fold_batch_norm, pack, prepare, quant_layers, settle_heads, unpack
-from models.quantizers import BIAS_LIMIT, LeanIdentity, LeanReLU, PowerOfTwo, QuantConv, QuantDeform, quantizer_of, snap
+from models.quant_layers import BIAS_LIMIT, LeanIdentity, LeanReLU, QuantConv, QuantDeform, quantizer_of
+from models.quantizers import PowerOfTwo, snap
 
 CONFIG = CodenetConfig(size=(32, 32), classes=("a", "b"), decoder=(16, 8, 8), head_channels=8, stem="stride4")
 

@@ -15,8 +15,8 @@ from models import checkpoint
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.frozen import FrozenNetwork, freeze
 from models.qat import FreeRanges, activation_quantizers, calibrate, prepare, reestimate_batch_norm, snapped
+from models.quant_layers import QuantConv
 from models.quantize import QuantizeOptions, QuantTrainer, quantize
-from models.quantizers import QuantConv
 from models.sensitivity import Switches, sensitivity
 from sw.cli_train import ACTIVATIONS, WEIGHTS, parse_bits, parse_fields
 from sw.errors import WarploomError
