@@ -32,12 +32,12 @@ RECIPES = {
     "cells-q": Recipe(
         about="bccd_320, network Q as CoDeNet has it (no laterals), x0.5 trunk; 820 CPU seconds",
         train={**_CELLS, "epochs": 40},
-        quantize={"epochs": 48, **_QUANTIZE},
+        quantize={"epochs": 40, **_QUANTIZE},
     ),
     "steel": Recipe(
         about="neu_det with laterals, x0.5 trunk; not run at this length yet",
         train={**_STEEL, "laterals": True},
-        quantize={"epochs": 14, **_QUANTIZE},
+        quantize={"epochs": 10, **_QUANTIZE},
     ),
 }
 
