@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.detectors.codenet import PRESETS, Codenet, images_to_input
 from models.export import export_qonnx
-from models.frozen import freeze
+from models.freeze import freeze
 from models.ops.deform import SQUARE, Taps, deform_conv
 from models.qat import calibrate, prepare
 from models.score import torch_network

@@ -18,7 +18,8 @@ from models.data.folder import Folder, open_folder
 from models.detectors.codenet import Codenet, images_to_input
 from models.epochs import History, Watch, best_epoch, run_epochs, spent, write_json
 from models.export import export_qonnx
-from models.frozen import FrozenNetwork, freeze
+from models.freeze import freeze
+from models.frozen import FrozenNetwork
 from models.losses import WH_WEIGHT, detection_loss
 from models.qat import Bits, FreeRanges, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, snapped, unpack
 from models.schedules import Average, cosine_lr

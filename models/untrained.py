@@ -13,7 +13,7 @@ from models.detectors.codenet import PRESETS, Codenet, images_to_input
 from models.detectors.trunk import load_trunk
 from models.exercise import exercise_offsets
 from models.export import export_qonnx
-from models.frozen import freeze
+from models.freeze import freeze
 from models.qat import calibrate, prepare
 
 #: Scenes that the ranges are calibrated on.

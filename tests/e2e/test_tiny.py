@@ -10,7 +10,8 @@ from models.data.scenes import draw_scene
 from models.detectors.codenet import PRESETS, images_to_input
 from models.exercise import exercise_offsets
 from models.export import export_qonnx
-from models.frozen import FrozenNetwork, freeze
+from models.freeze import freeze
+from models.frozen import FrozenNetwork
 from models.qat import calibrate, prepare
 from sim.accelerator import VerilatorAccelerator
 from sim.run import Case, run_cases

@@ -16,7 +16,8 @@ from onnx.reference.op_run import OpRun
 from models.detectors.codenet import Codenet, CodenetConfig
 from models.exercise import exercise_offsets
 from models.export import export_qonnx
-from models.frozen import OUTPUTS, FrozenNetwork, freeze
+from models.freeze import freeze
+from models.frozen import OUTPUTS, FrozenNetwork
 from models.qat import calibrate, prepare
 
 # DeformConv of onnx.reference loops in Python: small maps and few channels.

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from models import checkpoint
 from models.detectors.codenet import Codenet, CodenetConfig, images_to_input
 from models.exercise import DISTINCT, exercise_offsets
-from models.frozen import OUTPUTS, FrozenNetwork, check, exact_conv, freeze, largest_accumulator, shifts
+from models.freeze import freeze
+from models.frozen import OUTPUTS, FrozenNetwork, check, exact_conv, largest_accumulator, shifts
 from models.qat import calibrate, prepare
 
 CONFIG = CodenetConfig(size=(64, 64), classes=("a", "b"), decoder=(32, 16, 8), head_channels=8)

@@ -11,7 +11,8 @@ import torch
 from models.detectors.codenet import Codenet, CodenetConfig, images_to_input
 from models.exercise import exercise_offsets
 from models.export import export_qonnx
-from models.frozen import FrozenNetwork, check, freeze
+from models.freeze import freeze
+from models.frozen import FrozenNetwork, check
 from models.layers import find_layers
 from models.qat import calibrate, prepare
 from sim.accelerator import VerilatorAccelerator

@@ -13,7 +13,8 @@ from torch import nn
 
 from models import checkpoint
 from models.detectors.codenet import Codenet, CodenetConfig
-from models.frozen import FrozenNetwork, freeze
+from models.freeze import freeze
+from models.frozen import FrozenNetwork
 from models.qat import FreeRanges, activation_quantizers, calibrate, prepare, reestimate_batch_norm, snapped
 from models.quant_layers import QuantConv
 from models.quantize import QuantizeOptions, QuantTrainer, quantize

@@ -14,7 +14,7 @@ from models.detectors.blocks import EvenOddBlock, Gather
 from models.detectors.codenet import PRESETS, Codenet, CodenetConfig, images_to_input
 from models.exercise import exercise_offsets
 from models.export import export_qonnx
-from models.frozen import freeze
+from models.freeze import freeze
 from models.qat import Bits, calibrate, pack, prepare, unpack
 from sw.compiler import load_graph
 from sw.ops import Deform, Depthwise
