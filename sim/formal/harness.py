@@ -63,13 +63,15 @@ class OneToOne(Harness):
 
     The beat that ``mark`` chooses is followed: how many are ahead of it in the unit, and what it must become. ``period``: the place of a
     beat among the channel groups of a pixel, 0..period-1, which ``expected`` may use. ``capacity``: beats that the unit holds at most.
-    ``patience``: cycles in a row in which nothing comes out although the sink waits and a beat is inside.
+    ``patience``: cycles in a row in which nothing comes out although the sink waits and a beat is inside; of a unit that needs whole
+    pixels (``whole``), one of a pixel that came whole.
     """
 
     def __init__(
-        self, unit: Any, capacity: int, patience: int, expected: Callable[[Value, Value], Any] | None = None, period: int = 1
-    ) -> None:
-        self.capacity, self.patience, self.period = capacity, patience, period
+        self, unit: Any, capacity: int, patience: int, expected: Callable[[Value, Value], Any] | None = None, period: int = 1,
+        whole: bool = False,
+    ) -> None:  # fmt: skip
+        self.capacity, self.patience, self.period, self.whole = capacity, patience, period, whole
         self.expected = expected or (lambda payload, place: payload)
         super().__init__(unit)
 
@@ -96,7 +98,7 @@ class OneToOne(Harness):
             with m.If(at_once & ~following):
                 m.d.comb += Assert(unit.o.payload.as_value() == self.expected(self.payload, place).as_unsigned()[: len(wanted)])
         m.d.comb += Assert(inside <= self.capacity)
-        m.d.sync += idle.eq(Mux(self.ready & ~unit.o.valid & (inside > 0), idle + 1, 0))
+        m.d.sync += idle.eq(Mux(self.ready & ~unit.o.valid & (inside > (place if self.whole else 0)), idle + 1, 0))
         m.d.comb += Assert(idle <= self.patience)
 
 
