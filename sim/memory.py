@@ -1,31 +1,42 @@
 # amaranth: UnusedElaboratable=no
-"""An external memory around a unit, with latency and stalls, for unit tests in any simulator."""
+"""An external memory around a unit, with latency and stalls, for tests and measurements of units in any simulator."""
 from __future__ import annotations
 
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import memory, stream, wiring
 
 from hw.lib.fifo import Fifo
+from hw.lib.memory import ReadPort, WritePort
 from hw.params import Lanes
 
 #: Commands of each port that the memory accepts ahead.
 COMMANDS = 16
 
 
+def memory_ports(unit: Any) -> dict[str, ReadPort | WritePort]:
+    """The ports to memory among a unit's members."""
+    members = {n: m.signature for n, m in unit.signature.members.items() if m.is_signature}
+    return {n: s for n, s in members.items() if isinstance(s, ReadPort | WritePort)}
+
+
 class InMemory(wiring.Component):  # type: ignore[misc]
-    """``unit`` with its ports ``read`` and ``write`` (hw.lib.memory) in a memory of its own; its streams are left.
+    """``unit`` with its ports to memory (hw.lib.memory) in a memory of its own; its streams are left.
 
     A command's first word comes ``latency`` cycles or more after it was accepted, then a word a cycle; latencies overlap. Words written
     lie in a queue and reach the memory only ``latency`` cycles after the command's last word; then ``done`` follows. ``stalls`` is how
-    often in 16 cycles, at random, each side of a port pauses. What was never written reads as a pattern, not 0.
+    often in 16 cycles, at random, each side of a port pauses. The memory holds ``image``, from address 0 on (default: the unit's own,
+    if it has one); elsewhere what was never written reads as a pattern, not 0.
     """
 
-    def __init__(self, unit: Any, *, latency: int = 8, stalls: int = 0, seed: int = 1) -> None:
+    def __init__(self, unit: Any, *, latency: int = 8, stalls: int = 0, seed: int = 1, image: bytes | None = None) -> None:
         self.unit, self.latency, self.stalls, self.seed = unit, latency, stalls, seed
-        members = {n: member for n, member in unit.signature.members.items() if n not in ("read", "write")}
-        super().__init__(members)
+        self.ports = memory_ports(unit)
+        (self.bits,) = {port.data_bits for port in self.ports.values()}
+        self.image: bytes = image if image is not None else unit.image() if hasattr(unit, "image") else b""
+        members = unit.signature.members
+        super().__init__({n: m for n, m in members.items() if m.is_signature and isinstance(m.signature, stream.Signature)})
 
     @property
     def frame_cycles(self) -> int:
@@ -38,17 +49,19 @@ class InMemory(wiring.Component):  # type: ignore[misc]
         m.submodules.unit = unit = self.unit
         for name in self.signature.members:
             wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(unit, name))
-        self.bits: int = unit.read.data.payload.shape().width
-        self.word = (self.bits // 8).bit_length() - 1  # address bits within a word
         self.now, noise = Signal(32), Signal(32, init=self.seed * 0x9E3779B1 & 0xFFFFFFFF)
         m.d.sync += [self.now.eq(self.now + 1), noise.eq(Cat(noise[31] ^ noise[21] ^ noise[1] ^ noise[0], noise))]
         self.noise = noise
-        depth = unit.region_bytes * 8 // self.bits
-        pattern = int("5a" * (self.bits // 8), 16)
-        m.submodules.words = words = memory.Memory(shape=self.bits, depth=depth, init=[pattern] * depth)
-        self.read(m, words)
-        self.write(m, words)
+        m.submodules.words = words = memory.Memory(shape=self.bits, depth=len(self.content()), init=self.content())
+        for name, port in self.ports.items():
+            (self.read if isinstance(port, ReadPort) else self.write)(m, words, getattr(unit, name), name)
         return m
+
+    def content(self) -> list[int]:
+        """The words that the memory begins with."""
+        size = self.bits // 8
+        whole = self.image.ljust(getattr(self.unit, "region_bytes", 0), b"\x5a")
+        return [int.from_bytes(whole[k : k + size], "little") for k in range(0, len(whole), size)]
 
     def willing(self, at: int) -> Any:
         """Whether a side goes on in this cycle; ``at`` tells sides apart."""
@@ -63,12 +76,12 @@ class InMemory(wiring.Component):  # type: ignore[misc]
         m.d.comb += fifo.i.payload.as_value().eq(Cat(port.command.payload.as_value(), self.now + self.latency))
         head = fifo.o.payload.as_value()
         command = port.command.payload.shape()(head[: layout.size])
-        return fifo, command.address[self.word :], command.words
+        return fifo, command.address[(self.bits // 8).bit_length() - 1 :], command.words
 
-    def read(self, m: Module, words: memory.Memory) -> None:
+    def read(self, m: Module, words: memory.Memory, port: Any, name: str) -> None:
         """Commands in turn, a word a cycle."""
-        port, source = self.unit.read, words.read_port(domain="comb")
-        fifo, address, count = self.queue(m, "reads", port, self.willing(0))
+        source = words.read_port(domain="comb")
+        fifo, address, count = self.queue(m, f"{name}_commands", port, self.willing(0))
         due, at, on = fifo.o.payload.as_value()[-32:], Signal(16), Signal()
         m.d.comb += on.eq(fifo.o.valid & (due <= self.now))
         held, word = Signal(), Signal(self.bits)
@@ -82,10 +95,10 @@ class InMemory(wiring.Component):  # type: ignore[misc]
                     m.d.sync += at.eq(0)
                     m.d.comb += fifo.o.ready.eq(1)
 
-    def write(self, m: Module, words: memory.Memory) -> None:
+    def write(self, m: Module, words: memory.Memory, port: Any, name: str) -> None:
         """Words wait in a queue until their command is complete and ``latency`` cycles have passed."""
-        port, sink = self.unit.write, words.write_port()
-        fifo, address, count = self.queue(m, "writes", port, self.willing(4))
+        sink = words.write_port()
+        fifo, address, count = self.queue(m, f"{name}_commands", port, self.willing(4))
         m.submodules.data = data = Fifo(Lanes(lanes=self.bits, bits=1, signed=False), 2 * self.unit.row_bytes * 8 // self.bits + COMMANDS)
         willing = self.willing(13)
         m.d.comb += [data.i.valid.eq(port.data.valid & willing), data.i.payload.as_value().eq(port.data.payload)]

@@ -5,18 +5,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
-from amaranth.lib import wiring
 
 from hw.engine import EngineUnit
-from hw.units.base import Unit
 from hw.verilog import convert
 from sim.accelerator import VerilatorAccelerator
-from sim.rom_model import RomModel
+from sim.memory import InMemory
 from sim.run import Case, run_cases
 from sw import golden
 from sw.compiler import compile, load_graph
@@ -45,27 +41,11 @@ class Whole:
         return tuple(values[t] for t in self.graph.outputs)
 
 
-class WithMemory(Unit):
+def with_memory(design: Design) -> InMemory:
     """An accelerator with what its engine reads beside it."""
-
-    def __init__(self, design: Design) -> None:
-        self.inside = design.accelerator()
-        unit = design.units[ENGINE]
-        assert isinstance(unit, EngineUnit)
-        self.memory = RomModel(unit.image(), address_bits=unit.ADDRESS_BITS, data_bits=unit.data_bits, pauses=True)
-        super().__init__({n: m for n, m in self.inside.signature.members.items() if n not in design.memories})
-
-    @property
-    def frame_cycles(self) -> int:
-        return self.inside.frame_cycles
-
-    def elaborate(self, platform: Any) -> Module:
-        m = Module()
-        m.submodules.inside, m.submodules.memory = self.inside, self.memory
-        wiring.connect(m, self.inside.engine_weights, self.memory.port)
-        for name in self.signature.members:
-            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.inside, name))
-        return m
+    unit = design.units[ENGINE]
+    assert isinstance(unit, EngineUnit)
+    return InMemory(design.accelerator(), latency=20, stalls=6, image=unit.image())
 
 
 def case(folder: Path, seed: int, *, shared: bool = False) -> Case:
@@ -81,7 +61,7 @@ def case(folder: Path, seed: int, *, shared: bool = False) -> Case:
     design.links = size_fifos(design)
     # Intervals are checked where three frames are run; an engine's depend on the order of its jobs.
     frames = np.random.default_rng(seed).integers(0, 256, (2 if shared else 3, *graph.tensors[image].type.shape))
-    unit = WithMemory(design) if shared else design.accelerator()
+    unit = with_memory(design) if shared else design.accelerator()
     return Case(name=f"graph_{seed}{'_shared' * shared}", unit=unit, op=Whole(graph), inputs=(frames,))  # type: ignore[arg-type]
 
 

@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
 
 from hw.engine import EngineLayer, EngineUnit
 from hw.params import Lanes, Multiplier
-from hw.units.base import Unit, signature
-from sim.rom_model import RomModel
+from sim.memory import InMemory
 from sim.run import Case, run_cases
 from sw.ops import Array, Conv, Requant
-
-
-class Served(Unit):
-    """An engine with its memory beside it."""
-
-    def __init__(self, engine: EngineUnit, *, latency: int = 20, pauses: bool = False) -> None:
-        self.engine, n = engine, len(engine.layers)
-        self.memory = RomModel(engine.image(), address_bits=engine.ADDRESS_BITS, data_bits=engine.data_bits, latency=latency, pauses=pauses)
-        ins = {f"i{k}": In(signature(engine.layers[k].i)) for k in range(n)}
-        super().__init__(ins | {f"o{k}": Out(signature(engine.layers[k].o)) for k in range(n)})
-
-    @property
-    def frame_cycles(self) -> int:
-        return self.engine.frame_cycles
-
-    def elaborate(self, platform: Any) -> Module:
-        m = Module()
-        m.submodules.engine, m.submodules.memory = self.engine, self.memory
-        wiring.connect(m, self.engine.weights, self.memory.port)
-        for k in range(len(self.engine.layers)):
-            wiring.connect(m, wiring.flipped(getattr(self, f"i{k}")), getattr(self.engine, f"i{k}"))
-            wiring.connect(m, getattr(self.engine, f"o{k}"), wiring.flipped(getattr(self, f"o{k}")))
-        return m
 
 
 class Layers:
@@ -56,7 +28,7 @@ class Layers:
 
 def case(
     name: str, sizes: list[tuple[int, int, int, int]], *, pe: int, simd: int, lanes: int = 1, multiplier: Multiplier = "inferred",
-    seed: int = 0, pauses: bool = False, low: int = -7, data_bits: int = 128, slots: tuple[int, int] = (2, 2),
+    seed: int = 0, stalls: int = 0, low: int = -7, data_bits: int = 128, slots: tuple[int, int] = (2, 2),
 ) -> Case:  # fmt: skip
     """``sizes``: (pixels, channels in, channels out, tile) of each layer; odd layers are signed on both sides."""
     rng = np.random.default_rng(seed)
@@ -78,12 +50,12 @@ def case(
         x[0] = rng.choice([-128 * sign, 255 - 128 * sign], x[0].shape)  # the ends of the range
         inputs.append(x)
     engine = EngineUnit(layers=layers, pe=pe, lanes=lanes, multiplier=multiplier, data_bits=data_bits)
-    return Case(name=name, unit=Served(engine, pauses=pauses), op=Layers(ops), inputs=tuple(inputs))  # type: ignore[arg-type]
+    return Case(name=name, unit=InMemory(engine, latency=20, stalls=stalls), op=Layers(ops), inputs=tuple(inputs))  # type: ignore[arg-type]
 
 
 CASES = [
     case("one_layer", [(8, 12, 10, 4)], pe=4, simd=4, lanes=2),
-    case("ragged", [(8, 7, 5, 4), (6, 9, 11, 3), (12, 17, 3, 4)], pe=3, simd=4, seed=1, pauses=True),
+    case("ragged", [(8, 7, 5, 4), (6, 9, 11, 3), (12, 17, 3, 4)], pe=3, simd=4, seed=1, stalls=6),
     case("packed", [(16, 32, 30, 8), (8, 24, 24, 8)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=2),
     case("minus_eight", [(8, 16, 12, 8), (8, 16, 7, 4)], pe=6, simd=4, multiplier="packed27", seed=3, low=-8, slots=(1, 1)),
     case("narrow_bus", [(8, 16, 12, 8), (8, 8, 8, 8)], pe=4, simd=4, multiplier="mult18x18d", seed=4, data_bits=64),
