@@ -34,7 +34,7 @@ class InMemory(wiring.Component):  # type: ignore[misc]
         self.unit, self.latency, self.stalls, self.seed = unit, latency, stalls, seed
         self.ports = memory_ports(unit)
         (self.bits,) = {port.data_bits for port in self.ports.values()}
-        self.image: bytes = image if image is not None else unit.image() if hasattr(unit, "image") else b""
+        self.initial: bytes = image if image is not None else unit.image() if hasattr(unit, "image") else b""
         members = unit.signature.members
         super().__init__({n: m for n, m in members.items() if m.is_signature and isinstance(m.signature, stream.Signature)})
 
@@ -60,7 +60,7 @@ class InMemory(wiring.Component):  # type: ignore[misc]
     def content(self) -> list[int]:
         """The words that the memory begins with."""
         size = self.bits // 8
-        whole = self.image.ljust(getattr(self.unit, "region_bytes", 0), b"\x5a")
+        whole = self.initial.ljust(getattr(self.unit, "region_bytes", 0), b"\x5a")
         return [int.from_bytes(whole[k : k + size], "little") for k in range(0, len(whole), size)]
 
     def willing(self, at: int) -> Any:
