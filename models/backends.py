@@ -1,4 +1,4 @@
-"""The four ways to run one network, behind one form: images in, real-valued head maps out."""
+"""The four ways to run one network, behind one form: images in, real-valued head maps or boxes out."""
 from __future__ import annotations
 
 import json
@@ -15,7 +15,9 @@ from models.data.folder import open_folder
 from models.data.transforms import letterbox
 from models.data.voc import Sample
 from models.frozen import FrozenNetwork
-from models.score import Maps, Network, torch_network
+from models.score import Finder, Maps, Network, torch_network
+from sw.decode import Detections
+from sw.detections import TENSOR, boxes_of, decoder, heads
 from sw.graph import Graph
 from sw.runtime.accelerator import Accelerator
 
@@ -24,12 +26,16 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """A network with what it must be fed: ``size`` (height, width) of its input and its classes, in the order of its scores."""
+    """A network with what it must be fed: ``size`` (height, width) of its input and its classes, in the order of its scores.
+
+    ``finder``: its boxes, where it decodes by itself; the maps then are beside the way.
+    """
 
     name: str
     network: Network
     size: tuple[int, int]
     classes: tuple[str, ...]
+    finder: Finder | None = None
 
 
 def torch_float(run: Path) -> Backend:
@@ -50,36 +56,54 @@ def torch_quantized(run: Path) -> Backend:
 
 
 def accelerated(name: str, accelerator: Accelerator) -> Backend:
-    """Any accelerator: its integers times the power-of-two scales of its outputs. ValueError if it is no detector."""
+    """Any accelerator: its boxes if it decodes, and its maps' integers times their power-of-two scales. ValueError if it is no detector."""
     graph = accelerator.graph
 
     def network(images: Images) -> Maps:
-        return real_maps(graph, accelerator.run(images).outputs)
+        ran = accelerator.run(images, keep=() if decoder(graph) is None else map_names(graph))
+        return real_maps(graph, ran.outputs | ran.tensors)
 
-    return Backend(name=name, network=network, size=input_size(graph), classes=class_names(graph))
+    def finder(images: Images) -> list[Detections]:
+        return boxes_of(graph, accelerator.run(images).outputs[TENSOR])
+
+    own = finder if decoder(graph) is not None else None
+    return Backend(name=name, network=network, size=input_size(graph), classes=class_names(graph), finder=own)
 
 
 def stored(name: str, graph: Graph, images: Images, outputs: dict[str, npt.NDArray[Any]]) -> Backend:
-    """Outputs that a simulation has written: answers for exactly the images that it ran."""
-    maps = real_maps(graph, outputs)
+    """Outputs that a simulation has written, boxes if the graph decodes, else maps: answers for exactly the images that it ran."""
     place = {image.tobytes(): k for k, image in enumerate(images)}
 
-    def network(batch: Images) -> Maps:
+    def chosen(batch: Images) -> dict[str, npt.NDArray[Any]]:
         unknown = sum(image.tobytes() not in place for image in batch)
         if unknown:
             raise ValueError(f"{unknown} of {len(batch)} images were not simulated; run `warploom simulate` with more --images")
-        chosen = [place[image.tobytes()] for image in batch]
-        hm, wh, reg = (m[chosen] for m in maps)
-        return hm, wh, reg
+        return {t: values[[place[image.tobytes()] for image in batch]] for t, values in outputs.items()}
 
-    return Backend(name=name, network=network, size=input_size(graph), classes=class_names(graph))
+    def network(batch: Images) -> Maps:
+        return real_maps(graph, chosen(batch))
+
+    def finder(batch: Images) -> list[Detections]:
+        return boxes_of(graph, chosen(batch)[TENSOR])
+
+    own = finder if decoder(graph) is not None else None
+    return Backend(name=name, network=network, size=input_size(graph), classes=class_names(graph), finder=own)
 
 
-def real_maps(graph: Graph, outputs: dict[str, npt.NDArray[Any]]) -> Maps:
-    """hm, wh and reg as real values (N, h, w, C) from the graph's outputs in order."""
-    if len(graph.outputs) != 3:
+def map_names(graph: Graph) -> tuple[str, ...]:
+    """The tensors hm, wh and reg; ValueError if the graph is no detector."""
+    names = heads(graph) or graph.outputs
+    if len(names) != 3:
         raise ValueError(f"a detector must have three outputs (hm, wh, reg), not {list(graph.outputs)}")
-    hm, wh, reg = (outputs[t] * graph.tensors[t].scale_array() for t in graph.outputs)
+    return names
+
+
+def real_maps(graph: Graph, tensors: dict[str, npt.NDArray[Any]]) -> Maps:
+    """hm, wh and reg as real values (N, h, w, C) from the graph's tensors; ValueError if they are not there, since boxes were kept."""
+    names = map_names(graph)
+    if missing := [t for t in names if t not in tensors]:
+        raise ValueError(f"the maps {', '.join(missing)} were not kept, only boxes; compile with `--detections 0`")
+    hm, wh, reg = (tensors[t] * graph.tensors[t].scale_array() for t in names)
     return hm, wh, reg
 
 
@@ -91,7 +115,7 @@ def input_size(graph: Graph) -> tuple[int, int]:
 
 def class_names(graph: Graph) -> tuple[str, ...]:
     """Class names from the file's metadata, else numbers."""
-    count = graph.tensors[graph.outputs[0]].type.channels
+    count = graph.tensors[map_names(graph)[0]].type.channels
     try:
         names = json.loads(graph.metadata.get("classes", "null"))
     except ValueError:

@@ -32,7 +32,10 @@ def evaluate(
     """
     folder = open_folder(data, split, backend.classes)
     folder.check()
-    result = score(backend.network, folder, backend.size, images=images, batch=batch, flip_test=flip_test, coco=coco, progress=progress)
+    result = score(
+        backend.network, folder, backend.size, images=images, batch=batch, flip_test=flip_test, coco=coco, progress=progress,
+        finder=backend.finder,
+    )  # fmt: skip
     return {"backend": backend.name, "split": folder.split, "data": str(data), **result}
 
 
@@ -42,7 +45,7 @@ def draw_detections(backend: Backend, data: Path, split: str, images: int, out: 
     records = []
     for k in range(min(images, len(folder))):
         sample = folder[k]
-        (found,) = find_boxes(backend.network, [sample], backend.size, threshold=DRAWN)
+        (found,) = find_boxes(backend.network, [sample], backend.size, threshold=DRAWN, finder=backend.finder)
         path = out / f"{sample.id}.png"
         draw_pair(sample.image, sample, found, backend.classes, path)
         boxes = [

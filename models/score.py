@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.floating[Any]]
 #: Images (N, H, W, 3) uint8 to real-valued maps hm (N, h, w, classes), wh and reg (N, h, w, 2).
 Maps = tuple[Floats, Floats, Floats]
 Network = Callable[[npt.NDArray[np.uint8]], Maps]
+#: The same images to the boxes of each, in pixels of the network's input: a network that decodes by itself.
+Finder = Callable[[npt.NDArray[np.uint8]], list[Detections]]
 #: Least score that counts: AP needs the long tail.
 THRESHOLD = 0.01
 
@@ -54,10 +56,19 @@ def expit(x: Floats) -> Floats:
     return np.clip((1 + np.tanh(x.astype(np.float64) / 2)) / 2, 1e-12, 1 - 1e-12)
 
 
-def detect(network: Network, samples: list[Sample], size: tuple[int, int], *, threshold: float = THRESHOLD) -> list[Detections]:
-    """Boxes of each sample in its own pixels; the network sees it letterboxed to ``size``. All samples make one batch."""
+def detect(
+    network: Network, samples: list[Sample], size: tuple[int, int], *, threshold: float = THRESHOLD, finder: Finder | None = None
+) -> list[Detections]:
+    """Boxes of each sample in its own pixels; the network sees it letterboxed to ``size``. All samples make one batch.
+
+    The boxes are those of the ``finder``, if there is one, that score at least ``threshold``; else they are decoded from maps here.
+    """
     boxed = [letterbox(sample, size) for sample in samples]
-    found = decode(*network(np.stack([sample.image for sample, _, _ in boxed])), stride=STRIDE, threshold=threshold)
+    images = np.stack([sample.image for sample, _, _ in boxed])
+    if finder is None:
+        found = decode(*network(images), stride=STRIDE, threshold=threshold)
+    else:
+        found = [_from(each, threshold) for each in finder(images)]
     back = []
     for each, sample, (_, scale, offset) in zip(found, samples, boxed, strict=True):
         rows, columns = sample.image.shape[:2]
@@ -65,21 +76,28 @@ def detect(network: Network, samples: list[Sample], size: tuple[int, int], *, th
     return back
 
 
+def _from(found: Detections, threshold: float) -> Detections:
+    """The boxes with at least that score."""
+    good = found.scores >= threshold
+    return Detections(boxes=found.boxes[good], scores=found.scores[good], labels=found.labels[good])
+
+
 def score(
     network: Network, folder: Folder, size: tuple[int, int], *, images: int | None = None, batch: int = 32, flip_test: bool = False,
-    coco: bool = False, progress: Callable[[int, int], None] | None = None,
+    coco: bool = False, progress: Callable[[int, int], None] | None = None, finder: Finder | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """``models.metrics.evaluate_voc`` of ``network`` on the first ``images`` of ``folder`` (None: all), without and with NMS.
 
     ap50 and ap50_11 are without non-maximum suppression, ap50_nms and ap50_11_nms with it; ``passes`` is 2 with ``flip_test``, else 1.
-    ``coco``: COCO's figures too, without NMS, under that name.
+    ``coco``: COCO's figures too, without NMS, under that name; ``finder``: see :func:`detect` (the flip test needs maps and leaves it).
     """
+    finder = None if flip_test else finder
     network = mirrored(network) if flip_test else network
     count = len(folder) if images is None else min(images, len(folder))
     found, truth = [], []
     for first in range(0, count, batch):
         samples = [folder[index] for index in range(first, min(first + batch, count))]
-        found += detect(network, samples, size)
+        found += detect(network, samples, size, finder=finder)
         truth += [dataclasses.replace(sample, image=sample.image[:0]) for sample in samples]
         if progress is not None:
             progress(len(truth), count)

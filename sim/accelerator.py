@@ -76,6 +76,8 @@ class VerilatorAccelerator(Accelerator):
         self.outputs = [self._port(o) for o in self.design["outputs"]]
         self.probes = {p["tensor"]: Probe.of(k, p) for k, p in enumerate(self.design["probes"])}
         self.memories = [MemoryPort(**{k: v for k, v in m.items() if k not in ("bytes", "filled")}) for m in self.design["memories"]]
+        #: What the plain inputs hold, such as the decoder's threshold.
+        self.controls = {c["port"]: c["value"] & (1 << c["bits"]) - 1 for c in self.design["controls"]}
         self._program: Path | None = None
 
     def _port(self, entry: dict[str, Any]) -> StreamPort:
@@ -89,7 +91,7 @@ class VerilatorAccelerator(Accelerator):
         if self._program is None:
             verilog = (self.folder / "accelerator_sim.v").read_text()
             probes = [(p.lanes, p.beats) for p in self.probes.values()]
-            self._program = build(verilog, "accelerator", self.image, self.outputs, probes, self.memories)
+            self._program = build(verilog, "accelerator", self.image, self.outputs, probes, self.memories, self.controls)
         return self._program
 
     def run(self, images: Array, keep: Collection[str] = (), progress: Progress | None = None) -> Result:

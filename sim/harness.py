@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -65,15 +65,18 @@ def _memory(port: MemoryPort) -> str:
 
 
 def ports_header(
-    image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[tuple[Lanes, int]], memories: Sequence[MemoryPort]
-) -> str:
-    """The C++ header that tells main.cpp where the streams are; ``probes``: lanes, and beats a frame."""
+    image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[tuple[Lanes, int]], memories: Sequence[MemoryPort],
+    controls: Mapping[str, int],
+) -> str:  # fmt: skip
+    """The C++ header that tells main.cpp where the streams are; ``probes``: lanes, and beats a frame; ``controls``: what plain inputs
+    hold."""
     stream = "Stream{{{payload}, &top.{name}valid, &top.{name}ready, {beats}}}"
 
     def entry(port: StreamPort) -> str:
         name = f"{port.name}__".replace("__", "___05F")  # Verilator keeps __ for itself and spells ours so
         return stream.format(payload=_pointer(f"top.{name}payload", port.lanes.width), name=name, beats=port.beats)
 
+    settings = " ".join(f"top.{name} = {value:#x};" for name, value in controls.items())
     regions = ", ".join(map(_memory, memories))
     watched = ", ".join(_pointer(f"top.probe{k}", p.width) for k, (p, _) in enumerate(probes)) or "Payload{nullptr, 0, 0}"
     valid, ready = (_word(f"probe_{what}", len(probes)) if probes else "0" for what in ("valid", "ready"))
@@ -97,7 +100,9 @@ struct Ports {{
     std::vector<Payload> probe;
     std::vector<Memory> memory;
     explicit Ports(Top& top)
-        : top(top), input({entry(image)}), output{{{", ".join(map(entry, outputs))}}}, probe{{{watched}}}, memory{{{regions}}} {{}}
+        : top(top), input({entry(image)}), output{{{", ".join(map(entry, outputs))}}}, probe{{{watched}}}, memory{{{regions}}} {{
+        {settings}
+    }}
     uint32_t probe_valid(int word) const {{ return (void)word, {valid}; }}
     uint32_t probe_ready(int word) const {{ return (void)word, {ready}; }}
 }};
@@ -106,10 +111,10 @@ struct Ports {{
 
 def build(
     verilog: str, top: str, image: StreamPort, outputs: Sequence[StreamPort], probes: Sequence[tuple[Lanes, int]],
-    memories: Sequence[MemoryPort] = (),
+    memories: Sequence[MemoryPort] = (), controls: Mapping[str, int] | None = None,
 ) -> Path:  # fmt: skip
     """The program for this Verilog, from the cache if the same text was built before. DeviceError if Verilator refuses it."""
-    header = ports_header(image, outputs, probes, memories)
+    header = ports_header(image, outputs, probes, memories, controls or {})
     sources = [MAIN, MAIN.with_name("memory.h")]
 
     def make(folder: Path) -> None:

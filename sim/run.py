@@ -67,6 +67,11 @@ class Case:
         cycles: int = self.unit.frame_cycles if self.interval is None else self.interval
         return cycles
 
+    @property
+    def varies(self) -> bool:
+        """Whether a frame may take less than that."""
+        return self.interval is None and bool(getattr(self.unit, "varies", False))
+
 
 class Bench(wiring.Component):  # type: ignore[misc]
     """The units of all cases side by side.
@@ -168,6 +173,7 @@ def write_vectors(cases: Sequence[Case], bench: Bench, folder: Path) -> None:
             plan[side].append({
                 "name": name, "case": case.name, "unit": type(case.unit).__name__, "port": port, "lanes": asdict(lanes),
                 "shape": array.shape[1:], "frame_beats": len(beats[name]) // len(array), "frame_cycles": case.frame_cycles,
+                "varies": case.varies,
             })  # fmt: skip
     plan["max_cycles"] = 2000 + SLOWDOWN * max(case.frame_cycles * (len(case.inputs[0]) + 1) for case in cases)
     np.savez(folder / "beats.npz", **beats)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from sw.cli_synth import add_synth
 from sw.cli_train import add_training, parse_size
 from sw.cli_zoo import add_verbs
 from sw.demo import demo as whole_chain
+from sw.detections import THRESHOLD, TOP_K, Boxes
 from sw.errors import WarploomError
 
 #: Two threads of OpenMP that spin while they wait starve everything else on a small machine.
@@ -186,6 +187,15 @@ def _show_pareto(points: list[dict[str, Any]], as_json: bool) -> None:
     screen.print(table)
 
 
+def _boxes(detections: int | None, threshold: float | None) -> Boxes | None:
+    """What was asked for; None: whatever the network is fit for."""
+    if detections == 0 and threshold is not None:
+        raise WarploomError("--threshold is about boxes, and --detections 0 leaves maps: give one")
+    if detections in (None, 0) and threshold is None:
+        return None
+    return Boxes(top_k=detections or TOP_K, threshold=THRESHOLD if threshold is None else threshold)
+
+
 @verb("compile")
 def compile_(
     model: Annotated[Path | None, typer.Argument(help="A QONNX file (default: the run's model.onnx).")] = None,
@@ -197,6 +207,8 @@ def compile_(
     clock: Annotated[float, typer.Option(min=1, help="Assumed clock in Hz.")] = 250e6,
     multiplier: Annotated[str | None, typer.Option(help=f"Kind of multipliers: {', '.join(get_args(Multiplier))}.")] = None,
     axi: Annotated[bool, typer.Option("--axi", help="Write accelerator_axi.v too: the accelerator behind AXI.")] = False,
+    detections: Annotated[int | None, typer.Option(min=0, help="Boxes a frame, decoded on the chip; 0: leave the head maps.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least score of a box; a register may change it.")] = None,
     prove: Annotated[int, typer.Option(min=0, help="Random images on which each pass must leave golden's answer as it was.")] = 0,
     fastest: Annotated[bool, typer.Option("--max", help="As fast as fits --device: what happens without --cycles and --fps.")] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Area against frame rate on --device instead: table and plot.")] = False,
@@ -214,7 +226,8 @@ def compile_(
         _show_pareto(steps.pareto(run, device=device, clock_hz=clock, model=model, multiplier=multiplier, step=say), as_json)
         return
     target = cycles if fps is None else int(clock / fps)
-    options = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi, "prove": prove}
+    options: dict[str, Any] = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi}
+    options |= {"prove": prove, "maps": detections == 0, "boxes": _boxes(detections, threshold)}
     record = steps.compile(run, model=model, step=say, **options)
     if "choice" in record:
         say(record["choice"]["limit"])
@@ -288,7 +301,7 @@ def detect(
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the simulated images.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the boxes decoded from the Verilog's own output beside ground truth: run/detect/*.png."""
+    """Draw the Verilog's boxes beside ground truth: run/detect/*.png."""
     record = steps.detect(run, data=data, split=split, images=images)
     show({**record, "folder": str(run / "detect")}, as_json, "folder", "images")
 

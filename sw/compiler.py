@@ -18,6 +18,7 @@ from hw.units.requant import RequantUnit
 from hw.verilog import convert
 from sw import axi as edges
 from sw import estimate
+from sw.detections import Boxes, heads, with_decoder
 from sw.engine import ENGINE, EnginePlan, members
 from sw.errors import CompileError
 from sw.estimate import Area
@@ -51,6 +52,8 @@ def compile(
     multiplier: Multiplier | None = None,
     axi: bool = False,
     prove: int = 0,
+    boxes: Boxes | None = None,
+    maps: bool = False,
     step: Step = lambda _: None,
 ) -> dict[str, Any]:
     """Compile ``model`` into the folder ``out`` and return the design's record (``design.json``).
@@ -59,16 +62,20 @@ def compile(
     ``folding``: a JSON file that pins nodes; ``device``: search foldings for its resources (sw/folding/search.py);
     ``multiplier``: kind of the convolutions' multipliers (default: the device's packed ones, inferred without a device); ``axi``:
     write accelerator_axi.v and axi.json too, the accelerator behind AXI and its registers; ``prove``: random images on which golden must
-    say the same before and after each pass. The folder appears whole or not at all; if it
-    holds the same design already nothing is done.
+    say the same before and after each pass; ``boxes``: how many boxes a frame the chip decodes, and from which score on (default: 100
+    from 0.01 on where the outputs are a CenterNet detector's heads, sw/detections.py); ``maps``: leave the outputs as they are. The folder
+    appears whole or not at all; if it holds the same design already nothing is done.
     Raises CompileError for anything that cannot be lowered.
     """
-    key = _key(model, target_cycles, folding, device, multiplier, axi, prove)
+    key = _key(model, target_cycles, folding, device, multiplier, axi, prove, boxes, maps)
     if (out / "design.json").is_file() and (found := load_design(out)).get("key") == key:
         step("up to date")
         return found
     step("reading the model")
     graph, passes = run_all(qonnx.load(model), prove=prove)
+    if not maps and (boxes is not None or heads(graph) is not None):
+        boxes = boxes or Boxes()
+        graph = with_decoder(graph, boxes)
     step("choosing foldings")
     pins, engine = (read_pins(folding), read_engine(folding)) if folding else (None, None)
     choice = None
@@ -81,6 +88,7 @@ def compile(
         step("sizing FIFOs")
         design.links = size_fifos(design)
     record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    record["boxes"] = asdict(boxes) if boxes and not maps else None
     record["passes"] = {"proved_on": prove, "done": [asdict(p) for p in passes]}
     if choice is not None:
         record["choice"] = {"device": device, "limit": choice.limit, "shares": choice.shares, "proved_too_short": choice.too_short}
@@ -140,7 +148,7 @@ def source_hash() -> str:
 
 def build_design(folder: Path) -> Design:
     """The units and links of a compiled design, as ``compile`` built them."""
-    graph, folding = load_graph(folder / "model.onnx"), folder / "folding.json"
+    graph, folding = load_model(folder), folder / "folding.json"
     engine = read_engine(folding)
     design = lower(graph, read_pins(folding) | shared_folds(graph, engine), engine)
     design.links = size_fifos(design)
@@ -167,8 +175,15 @@ def load_built(folder: Path) -> Design:
 
 
 def load_model(folder: Path) -> Graph:
-    """The graph of a compiled design."""
-    return load_graph(folder / "model.onnx")
+    """The graph of a compiled design, with the decoder if it has one."""
+    graph, boxes = load_graph(folder / "model.onnx"), outputs_of(folder)["boxes"]
+    return with_decoder(graph, boxes) if boxes else graph
+
+
+def outputs_of(folder: Path) -> dict[str, Any]:
+    """The options of :func:`compile` that say what leaves a compiled design: ``boxes`` and ``maps``."""
+    found = load_design(folder)["boxes"]
+    return {"boxes": Boxes(**found) if found else None, "maps": not found}
 
 
 def describe(design: Design) -> dict[str, Any]:
@@ -181,6 +196,7 @@ def describe(design: Design) -> dict[str, Any]:
         "outputs": [_stream(identifier(t), t, graph, design.ports[t].lanes) for t in graph.outputs],
         "probes": [_stream("", t, graph, p.lanes) | design.order(t) for t, p in design.probes.items()],
         "memories": design.memory_ports(),
+        "controls": design.control_ports(),
         "nodes": [_node(design, name, areas[name]) for name in design.nodes],
         "engine": _engine(design, areas) if design.engine and design.engine.places else None,
         "fifos": [{"link": k.name, "depth": k.depth, "bits": k.depth * k.source.lanes.width} for k in design.links if k.depth],

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from amaranth.hdl import Shape
+
 from hw.engine import EngineUnit
 from hw.lib.deform_memory import DeformMemoryUnit
 from hw.lib.fork import Fork
@@ -19,6 +21,7 @@ from hw.units.average_pool import AveragePoolUnit
 from hw.units.base import Unit
 from hw.units.concat import ConcatUnit
 from hw.units.conv import ConvUnit
+from hw.units.decode import DecodeUnit
 from hw.units.deform import DeformUnit
 from hw.units.depthwise import DepthwiseUnit
 from hw.units.global_average_pool import GlobalAveragePoolUnit
@@ -39,6 +42,7 @@ from sw.ops import (
     AveragePool,
     Concat,
     Conv,
+    Decode,
     Deform,
     Depthwise,
     GlobalAveragePool,
@@ -134,6 +138,15 @@ def _deform(op: Any, types: Sequence[TensorType], i: Lanes, o: Lanes, fold: Fold
     )
 
 
+def _decode(op: Any, types: Sequence[TensorType], i: Lanes, fold: Fold) -> Unit:
+    x, wh, reg = types
+    (out,) = op.infer(*types)
+    return DecodeUnit(
+        height=x.height, width=x.width, channels=x.channels, top_k=op.top_k, cells=max(fold.cells, 1), least=op.least, wh_frac=op.wh_frac,
+        reg_frac=op.reg_frac, i=i, wh=lanes(wh, 2), reg=lanes(reg, 2), o=lanes(out, out.channels),
+    )  # fmt: skip
+
+
 #: How each operator becomes a unit: (operator, input types, input beats, output beats, fold) -> unit.
 BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold], Unit]] = {
     Conv: lambda op, t, i, o, f: _conv(op, t[0], i, o, f),
@@ -158,6 +171,7 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold
         height=t[0].height, width=t[0].width, channels=t[0].channels, values=op.values.tolist(), i=i, o=o
     ),
     Image: lambda op, t, i, o, f: ImageUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, order=op.order, pad=op.pad, i=i),
+    Decode: lambda op, t, i, o, f: _decode(op, t, i, f),
     Shuffle: lambda op, t, i, o, f: ShuffleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, groups=op.groups, i=i),
 }
 
@@ -176,6 +190,7 @@ class Design:
     outputs: dict[str, Port] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     memories: dict[str, tuple[str, str]] = field(default_factory=dict)
+    controls: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def probes(self) -> dict[str, Port]:
@@ -207,6 +222,12 @@ class Design:
             })  # fmt: skip
         return found
 
+    def control_ports(self) -> list[dict[str, Any]]:
+        """The accelerator's plain inputs, each with the value that it has if nobody says otherwise."""
+        members = {name: self.units[unit].signature.members[port] for name, (unit, port) in self.controls.items()}
+        shapes = {name: Shape.cast(member.shape) for name, member in members.items()}
+        return [{"port": n, "bits": shapes[n].width, "signed": shapes[n].signed, "value": int(m.init or 0)} for n, m in members.items()]
+
     def memory_image(self) -> bytes:
         """What lies in external memory before the first frame."""
         ports = self.memory_ports()
@@ -221,8 +242,9 @@ class Design:
         """The component, with or without the ports that the simulation watches."""
         watched = list(self.probes.values()) if probes else []
         return Accelerator(
-            units=self.units, links=self.links, inputs=self.inputs, outputs=self.outputs, probes=watched, memories=self.memories
-        )
+            units=self.units, links=self.links, inputs=self.inputs, outputs=self.outputs, probes=watched, memories=self.memories,
+            controls=self.controls,
+        )  # fmt: skip
 
 
 def lower(graph: Graph, folds: Mapping[str, Fold], engine: EnginePlan | None = None) -> Design:
@@ -277,12 +299,20 @@ def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
     for k, tensor in enumerate(node.outputs):
         port = "o" if len(node.outputs) == 1 else f"o{k}"
         design.ports[tensor] = Port(unit=name, port=port, lanes=lanes(outs[k], fold.lanes_out))
+    if isinstance(node.op, Decode):
+        design.controls["threshold"] = (name, "least")
     for k, tensor in enumerate(node.inputs):
-        if isinstance(node.op, Deform):
-            port, count = (("i", fold.lanes_in), ("offset_i", 1 + node.op.free))[k]
-        else:
-            port, count = ("i" if len(node.inputs) == 1 else f"i{k}"), fold.lanes_in
+        port, count = in_ports(node, fold)[k]
         readers[tensor].append(Port(unit=name, port=port, lanes=lanes(types[k], count)))
+
+
+def in_ports(node: Node, fold: Fold) -> list[tuple[str, int]]:
+    """Names and lanes of the ports by which a node's unit takes its inputs."""
+    if isinstance(node.op, Deform):
+        return [("i", fold.lanes_in), ("offset_i", 1 + node.op.free)]
+    if isinstance(node.op, Decode):
+        return [("i", fold.lanes_in), ("wh_i", 2), ("reg_i", 2)]
+    return [("i" if len(node.inputs) == 1 else f"i{k}", fold.lanes_in) for k in range(len(node.inputs))]
 
 
 def _enter(design: Design, tensor: str, ports: list[Port]) -> None:

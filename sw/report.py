@@ -109,7 +109,18 @@ def _opening(record: dict[str, Any]) -> str:
     s = record["summary"]
     image = "x".join(map(str, record["design"]["input"]["shape"]))
     found = "not verified yet" if s["mismatches"] is None else f"{s['mismatches']} mismatches in {s['values_compared']:,} values compared"
-    return f"Input {image}, {s['multiplications']:,} multiplications a frame, one frame every {s['interval_cycles']:,.0f} cycles; {found}."
+    return (
+        f"Input {image}, {s['multiplications']:,} multiplications a frame, one frame every {s['interval_cycles']:,.0f} cycles; {found}."
+        f"{_output(record['design'])}"
+    )  # fmt: skip
+
+
+def _output(design: dict[str, Any]) -> str:
+    """What leaves the accelerator."""
+    boxes = design.get("boxes")
+    if not boxes:
+        return f" Maps leave the accelerator: {', '.join(o['tensor'] for o in design['outputs'])}."
+    return f" The {boxes['top_k']} best boxes with a score of at least {boxes['threshold']} leave it (a register changes that)."
 
 
 def _accuracy(record: dict[str, Any], run: Path) -> Section:
@@ -235,7 +246,8 @@ def _nodes(record: dict[str, Any]) -> Section:
 
 def _pictures(record: dict[str, Any], run: Path) -> Section:
     found = record.get("detect", {}).get("pictures", [])
-    text = f"Boxes decoded from the Verilog's own head maps (left) and ground truth (right): `warploom detect --run {run}`."
+    how = "Boxes from the Verilog" if record["design"].get("boxes") else "Boxes decoded from the Verilog's own head maps"
+    text = f"{how} (left) and ground truth (right): `warploom detect --run {run}`."
     return Section(title="Detections", text=text, pictures=tuple(f"detect/{Path(p['picture']).name}" for p in found))
 
 

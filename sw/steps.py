@@ -166,8 +166,8 @@ def evaluate(
     """AP50 of one backend on the first ``images`` of a split (None: all; for ``rtl`` those that were simulated, or ten), without and
     with NMS; ``flip_test``: two passes, averaged over the mirror image (not from a simulation); ``coco``: COCO's figures too.
 
-    ``golden`` needs no compiled design, the quantized model is enough. ``rtl`` uses the head maps that ``simulate`` wrote where they are
-    of these images, and simulates otherwise.
+    ``golden`` needs no compiled design, the quantized model is enough. ``rtl`` uses the boxes (or head maps) that ``simulate`` wrote where
+    they are of these images, and simulates otherwise.
     """
     data = data or data_of(run)
     made, images = _rtl(run, data, split, images) if backend == "rtl" else (_backend(run, backend), images)
@@ -181,7 +181,7 @@ def _backend(run: Path, name: str) -> Any:
         return upward(name)(run)
     if name == "golden":
         compiled = run / "compiled" if (run / "compiled" / "model.onnx").exists() else run  # the same file, before it is compiled
-        return upward("accelerated")("golden", GoldenAccelerator(compiler.load_model(compiled)))
+        return upward("accelerated")("golden", GoldenAccelerator(compiler.load_graph(compiled / "model.onnx")))
     raise WarploomError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
 
 
@@ -286,7 +286,7 @@ def verify(
         folder = run / "exercise"
         folder.mkdir(parents=True, exist_ok=True)
         upward("export")(other, folder / "model.onnx")
-        compiler.compile(folder / "model.onnx", folder / "compiled", step=step)
+        compiler.compile(folder / "model.onnx", folder / "compiled", step=step, **compiler.outputs_of(run / "compiled"))
         again = _compare(upward("verilator")(folder / "compiled"), other, pictures[:exercise], bars)
         record = _joined(record, again)
     return save(run, "verify", record)
@@ -305,7 +305,7 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def detect(run: Path, *, data: Path | None = None, split: str = "test", images: int | None = None) -> dict[str, Any]:
-    """Draw the boxes decoded from the Verilog's own head maps beside ground truth, as PNG files in run/detect."""
+    """Draw the boxes that the Verilog decoded (or its head maps give) beside ground truth, as PNG files in run/detect."""
     data = data or data_of(run)
     backend, count = _rtl(run, data, split, images)
     with new_folder(run / "detect") as folder:

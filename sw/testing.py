@@ -197,8 +197,11 @@ class QonnxWriter:
         return path
 
 
-def micro_network(path: Path, *, size: int = 32, seed: int = 8, frac_bits: int = 2) -> Path:
-    """A network with every operator of CoDeNet on a ``size``×``size`` image, a few thousand weights: seconds in Verilator."""
+def micro_network(path: Path, *, size: int = 32, seed: int = 8, frac_bits: int = 2, detector: bool = False) -> Path:
+    """A network with every operator of CoDeNet on a ``size``×``size`` image, a few thousand weights: seconds in Verilator.
+
+    ``detector``: with the third head, too, so that its outputs are those of a CenterNet detector.
+    """
     w = QonnxWriter(size, size, seed=seed)
     stem = w.conv(w.image, "stem", 8, kernel=3, stride=2, bits=8)
     pool = w.max_pool(stem, "pool")
@@ -215,9 +218,11 @@ def micro_network(path: Path, *, size: int = 32, seed: int = 8, frac_bits: int =
     x = w.deform(x, w.offsets(x, "offset2", frac_bits=frac_bits), "dec2")
     x = w.upsample(w.conv(x, "dec2pw", 6), "up2")
     heads = []
-    for head, channels in (("hm", 3), ("wh", 2)):
+    for head, channels in (("hm", 3), ("wh", 2), ("reg", 2))[: 2 + detector]:
         y = w.conv(w.conv(x, f"{head}1", 6), f"{head}2", 6, kernel=3, depthwise=True)
-        heads.append(w.conv(y, head, channels, relu=False, out_bits=16, out_scale=w.scales[y] * 2.0**-9))
+        unit = w.scales[y] * 2.0**-9
+        scale = (2.0**-8 if head == "wh" else 2.0**-12) if detector else unit
+        heads.append(w.conv(y, head, channels, relu=False, out_bits=16, out_scale=scale, gain=scale / unit))
     return w.save(path, heads)
 
 

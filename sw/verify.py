@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sw import golden
+from sw.detections import TENSOR, boxes_of, boxes_table, decoder, host_boxes
 from sw.errors import WarploomError
 from sw.graph import Graph, Node
 from sw.ops import Array, Deform
@@ -76,14 +77,15 @@ def verify(
     """Compare on ``images`` (N, H, W, C).
 
     ``torch_tensors``: every activation tensor of the frozen network by the file's names, real values (N, C, H, W);
-    ``accelerator``: the Verilog. Either may be left out. WarploomError if PyTorch has a tensor that no pass accounts for.
+    ``accelerator``: the Verilog. Either may be left out. Boxes from a decoder in the graph are compared with the host's (sw/decode.py) to
+    the last bit of every coordinate and score. WarploomError if PyTorch has a tensor that no pass accounts for.
     """
     want = golden.run(graph, images)
     result = Verification(images=len(images), offsets=offset_histograms(graph, want))
     order = {t: k for k, n in enumerate(graph.nodes) for t in n.outputs}
-    differences: list[tuple[int, Row, Array, Array]] = []
+    differences: list[tuple[int, Row, npt.NDArray[Any], npt.NDArray[Any]]] = []
 
-    def compare(tensor: str, name: str, left: str, right: str, a: Array, b: Array) -> None:
+    def compare(tensor: str, name: str, left: str, right: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
         node = graph.producer(tensor)
         bad = a != b
         count = int(bad.sum())
@@ -105,6 +107,10 @@ def verify(
         got, result.cycles, result.slowest = ran.tensors, ran.cycles, ran.slowest
         for tensor in tensors:
             compare(tensor, tensor, "golden", "rtl", want[tensor], got[tensor])
+    if decoder(graph) is not None:
+        records, maker = (want, "golden") if accelerator is None else (got, "rtl")
+        found = (boxes_table(graph, x) for x in (host_boxes(graph, want), boxes_of(graph, records[TENSOR])))
+        compare(TENSOR, TENSOR, "host", maker, *found)
     if differences:
         _, row, a, b = min(differences, key=lambda d: d[0])
         result.first_mismatch = locate(graph, row, a, b, want)
@@ -137,7 +143,7 @@ def to_integers(graph: Graph, name: str, real: npt.NDArray[np.float64]) -> Array
     return result
 
 
-def locate(graph: Graph, row: Row, a: Array, b: Array, want: Mapping[str, Array]) -> dict[str, Any]:
+def locate(graph: Graph, row: Row, a: npt.NDArray[Any], b: npt.NDArray[Any], want: Mapping[str, Array]) -> dict[str, Any]:
     """The first difference of a comparison: place, both values, and the inputs around it (golden's)."""
     image, y, x, channel = (int(v) for v in np.argwhere(a != b)[0])
     found = {
@@ -147,8 +153,8 @@ def locate(graph: Graph, row: Row, a: Array, b: Array, want: Mapping[str, Array]
         "row": y,
         "column": x,
         "channel": channel,
-        row.left: int(a[image, y, x, channel]),
-        row.right: int(b[image, y, x, channel]),
+        row.left: a[image, y, x, channel].item(),
+        row.right: b[image, y, x, channel].item(),
     }
     node = graph.producer(row.tensor) or next((n for n in graph.nodes if n.name == row.node), None)
     if node is not None:

@@ -1,6 +1,7 @@
-"""The best of a stream: a sorter that takes an entry a cycle."""
+"""The best of a stream: a sorted list that entries sink into, a row of cells a cycle."""
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
@@ -16,15 +17,34 @@ def entry_layout(value_bits: int, label_bits: int, data_bits: int) -> data.Struc
     return data.StructLayout({"value": signed(value_bits), "label": unsigned(label_bits), "data": unsigned(data_bits)})
 
 
+def sorter_rows(depth: int, cells: int) -> int:
+    """Rows of ``cells`` that hold ``depth`` entries; two at least, since a row is written while the next is read."""
+    return max(-(-depth // cells), 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How many entries there are, as whole rows and cells of the next; ``more`` adds one."""
+
+    row: Signal
+    cell: Signal
+    more: Signal
+
+    def holds(self, row: Value, cell: Value | int) -> Value:
+        """Whether there is an entry in that cell."""
+        return (row < self.row) | ((row == self.row) & (cell < self.cell))
+
+
 class TopK(wiring.Component):
     """The ``depth`` best entries of every frame, best first, followed by empty ones up to ``depth``.
 
-    ``depth`` cells hold the keys in order; a new entry is compared with all of them at once, those behind it move on by one.
-    What goes with a key lies in a memory (two halves: one fills, one is read), cells hold its place.
-    Throughput: an entry a cycle, across frames too, but a frame takes at least :attr:`frame_cycles`. Latency:
-    the best entry leaves 3 cycles after the frame's end.
+    The keys lie sorted in a memory whose words are rows of ``cells``. A new entry that is better than the last key sinks through the
+    rows: compared with all cells of a row at once it takes its place, those behind it move on by one, and what falls off the row's
+    end goes on to the next row. What goes with a key lies in a memory of its own, cells hold its place there.
+    Throughput: an entry that is not among the best so far takes a cycle, one that is takes :attr:`rows`; behind a frame's end
+    nothing is taken until its records have left, one a cycle. Latency: the best record leaves 3 cycles after the frame's end.
 
-    Parameters: ``depth`` K; ``value_bits``, ``label_bits``, ``data_bits``.
+    Parameters: ``depth`` K; ``cells`` of a row; ``value_bits``, ``label_bits``, ``data_bits``.
     Members: ``i``: stream of ``entry``, ``present`` (0: there is none) and ``end`` (the frame ends behind it);
     ``o``: stream of ``entry`` (0 if not valid), ``valid`` and ``last``.
     """
@@ -32,84 +52,111 @@ class TopK(wiring.Component):
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, depth: int, value_bits: int, label_bits: int, data_bits: int) -> None:
-        if depth < 1:
-            raise ValueError(f"depth must be a positive integer, not {depth!r}")
-        self.depth = depth
+    def __init__(self, *, depth: int, cells: int, value_bits: int, label_bits: int, data_bits: int) -> None:
+        for name, number in (("depth", depth), ("cells", cells)):
+            if number < 1:
+                raise ValueError(f"{name} must be a positive integer, not {number!r}")
+        self.depth, self.cells, self.rows = depth, cells, sorter_rows(depth, cells)
         self.entry = entry_layout(value_bits, label_bits, data_bits)
+        slot_bits = len(counter(cells, "c")) + len(counter(self.rows, "r"))
+        #: A cell: value and label as one unsigned number, the greater the better; where the entry lies.
+        self.cell = data.StructLayout({"key": value_bits + label_bits, "slot": slot_bits})
         taken = data.StructLayout({"entry": self.entry, "present": 1, "end": 1})
         given = data.StructLayout({"entry": self.entry, "valid": 1, "last": 1})
         super().__init__({"i": In(stream.Signature(taken)), "o": Out(stream.Signature(given))})
 
-    @property
-    def frame_cycles(self) -> int:
-        """Least interval of frames: their records leave one a cycle."""
-        return self.depth + 1
-
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        slot_bits = max((self.depth - 1).bit_length(), 1)
-        m.submodules.kept = kept = ram(self.entry.size, 2 << slot_bits)
-        w_port, r_port = kept.write_port(), kept.read_port()
-        ended, reading, half = Signal(), Signal(), Signal()
-        snap, insert = Signal(), Signal()
-        m.d.comb += [self.i.ready.eq(~(ended & reading)), snap.eq(ended & ~reading)]
-        take = self.i.valid & self.i.ready
-        with m.If(take & self.i.payload.end):
-            m.d.sync += ended.eq(1)
-        with m.Elif(snap):
-            m.d.sync += ended.eq(0)
-        with m.If(snap):
-            m.d.sync += half.eq(~half)
-        slots, slot, count = self._cells(m, take & self.i.payload.present, insert, snap, slot_bits)
-        m.d.comb += [w_port.addr.eq(Cat(slot, half ^ snap)), w_port.data.eq(self.i.payload.entry), w_port.en.eq(insert)]
-        self._read(m, r_port, snap, reading, slots, count, half)
+        row = data.ArrayLayout(self.cell, self.cells)
+        m.submodules.keys = keys = ram(row.size, self.rows)
+        m.submodules.kept = kept = ram(self.entry.size, 1 << self.cell["slot"].width)
+        w_port, r_port = keys.write_port(), keys.read_port()
+        old = data.View(row, r_port.data)
+        held = Signal(self.i.payload.shape(), reset_less=True)
+        busy, done, sending, sent = Signal(), Signal(), Signal(), Signal()
+        ended = Signal()
+        m.d.comb += [self.i.ready.eq(~sending & (~busy | (done & ~ended))), ended.eq(held.end)]
+        with m.If(self.i.ready):
+            m.d.sync += [busy.eq(self.i.valid), held.eq(self.i.payload)]
+        with m.Elif(done):
+            m.d.sync += busy.eq(0)
+        with m.If(done & ended):
+            m.d.sync += sending.eq(1)
+        with m.Elif(sent):
+            m.d.sync += sending.eq(0)
+        at = counter(self.rows, "at")
+        count = self._count(m, sent)
+        insert, slot, new = self._sink(m, held, busy, done, at, count, old)
+        m.d.comb += [w_port.addr.eq(at), w_port.data.eq(new), w_port.en.eq(busy & (insert | (at != 0)))]
+        kept_w = kept.write_port()
+        m.d.comb += [kept_w.addr.eq(slot), kept_w.data.eq(held.entry), kept_w.en.eq(insert)]
+        send_row, fetch = self._send(m, kept.read_port(), sending, sent, count, old)
+        # The row that the next cycle looks at: the first one between entries.
+        ahead = Signal.like(at)
+        m.d.comb += ahead.eq(Mux(busy & ~done, at + 1, 0))
+        m.d.comb += [r_port.addr.eq(Mux(sending, send_row, ahead)), r_port.en.eq(~sending | fetch)]
+        with m.If(busy):
+            m.d.sync += at.eq(ahead)
         return m
 
-    def _cells(self, m: Module, new: Value, insert: Signal, snap: Value, slot_bits: int) -> tuple[list[Signal], Value, Signal]:
-        """The sorted cells; returns their places in memory, the place of the entry that comes in, and how many there are.
+    def _count(self, m: Module, clear: Value) -> Count:
+        count = Count(row=Signal(range(self.rows + 1), name="row_count"), cell=counter(self.cells, "cell_count"), more=Signal(name="more"))
+        whole = count.cell == self.cells - 1
+        with m.If(clear):
+            m.d.sync += [count.cell.eq(0), count.row.eq(0)]
+        with m.Elif(count.more):
+            m.d.sync += [count.cell.eq(Mux(whole, 0, count.cell + 1)), count.row.eq(count.row + whole)]
+        return count
 
-        With ``snap`` the cells are those of the frame before: the entry finds them empty.
-        """
-        entry = self.i.payload.entry
-        # One unsigned number, 0 in an empty cell: the value from its least on, then the label backwards.
-        raw = entry.value.as_unsigned()
-        key = Cat(~entry.label, raw[:-1], ~raw[-1], 1)
-        keys = [Signal(len(key), name=f"key_{k}") for k in range(self.depth)]
-        slots = [Signal(slot_bits, name=f"slot_{k}", reset_less=True) for k in range(self.depth)]
-        count, slot = Signal(range(self.depth + 1)), Signal(slot_bits)
-        full = count == self.depth
-        behind = Signal(self.depth)  # the cells that the new entry goes before
-        m.d.comb += [behind.eq(Cat((key > k) | snap for k in keys)), insert.eq(new & behind[-1])]
-        m.d.comb += slot.eq(Mux(snap, 0, Mux(full, slots[-1], count)))
-        with m.If(snap):
-            m.d.sync += [count.eq(new), keys[0].eq(Mux(new, key, 0)), slots[0].eq(0), *(k.eq(0) for k in keys[1:])]
-        with m.Elif(insert):
-            with m.If(~full):
-                m.d.sync += count.eq(count + 1)
-            for k in range(self.depth):
-                before = (keys[k - 1], slots[k - 1], behind[k - 1]) if k else (key, slot, 0)
-                with m.If(behind[k]):
-                    m.d.sync += [keys[k].eq(Mux(before[2], before[0], key)), slots[k].eq(Mux(before[2], before[1], slot))]
-        return slots, slot, count
+    def _sink(
+        self, m: Module, held: Any, busy: Value, done: Signal, at: Signal, count: Count, old: Any
+    ) -> tuple[Signal, Value, Value]:
+        """The entry's way through row ``at``: (it comes in, its place in memory, the row as it becomes)."""
+        entry, raw = held.entry, held.entry.value.as_unsigned()
+        first, insert, full, last = Signal(), Signal(), Signal(), Signal()
+        carry, worst, now = (Signal(self.cell, name=name, reset_less=True) for name in ("carry", "worst", "now"))
+        placed = Signal()  # in an earlier row: what is carried is better than this whole row
+        slot = Signal(self.cell["slot"].width)
+        m.d.comb += [first.eq(at == 0), last.eq(at == self.rows - 1), full.eq(count.row == self.rows)]
+        m.d.comb += slot.eq(Mux(full, worst.slot, Cat(count.cell, count.row[: len(at)])))
+        key = Cat(~entry.label, raw[:-1], ~raw[-1])
+        m.d.comb += insert.eq(busy & first & held.present & (~full | (key > worst.key)))
+        m.d.comb += now.eq(carry)
+        with m.If(first):
+            m.d.comb += [now.key.eq(key), now.slot.eq(slot)]
+        m.d.comb += done.eq(busy & Mux(first, ~insert, last))
+        behind = Signal(self.cells)  # cells that what is carried goes before: worse ones, and empty ones
+        m.d.comb += behind.eq(Cat((placed & ~first) | ~count.holds(at, k) | (now.key > old[k].key) for k in range(self.cells)))
+        new = [
+            Mux(behind[k], Mux(behind[k - 1], old[k - 1].as_value(), now.as_value()) if k else now.as_value(), old[k].as_value())
+            for k in range(self.cells)
+        ]
+        with m.If(busy):
+            m.d.sync += [placed.eq(behind[-1]), carry.eq(Mux(behind[-1], old[-1].as_value(), now.as_value()))]
+            with m.If(last):
+                m.d.sync += worst.eq(new[-1])
+        m.d.comb += count.more.eq(busy & last & ~full)
+        return insert, slot, Cat(new)
 
-    def _read(
-        self, m: Module, port: Any, snap: Value, reading: Signal, slots: list[Signal], count: Signal, half: Signal
-    ) -> None:
-        """Copies the order at a frame's end and sends the records in it, one a cycle."""
-        order = Signal(data.ArrayLayout(len(slots[0]), self.depth), reset_less=True)
-        left, at, side = Signal.like(count), counter(self.depth, "at"), Signal()
-        step, fetched, valid, last = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += [step.eq(~fetched | self.o.ready), port.addr.eq(Cat(order[0], side)), port.en.eq(step)]
+    def _send(
+        self, m: Module, port: Any, sending: Signal, sent: Signal, count: Count, old: Any
+    ) -> tuple[Value, Signal]:
+        """Sends the records in order, one a cycle; returns the row to read next, and when."""
+        row, cell, number = counter(self.rows, "send_row"), counter(self.cells, "send_cell"), counter(self.depth, "number")
+        step, fetch, go, end = Signal(), Signal(), Signal(), Signal()
+        fetched, valid, last, slot = Signal(), Signal(), Signal(), Signal(self.cell["slot"].width)
+        m.d.comb += [step.eq(~fetched | self.o.ready), go.eq(sending & step), end.eq(number == self.depth - 1), sent.eq(go & end)]
+        with m.Switch(cell):
+            for k in range(self.cells):
+                with m.Case(k):
+                    m.d.comb += slot.eq(old[k].slot)
+        m.d.comb += [fetch.eq(go & (cell == self.cells - 1)), port.addr.eq(slot), port.en.eq(step)]
+        with m.If(step):
+            m.d.sync += fetched.eq(sending)
+        with m.If(go):
+            m.d.sync += [valid.eq(count.holds(row, cell)), last.eq(end)]
+            m.d.sync += [number.eq(Mux(end, 0, number + 1)), cell.eq(Mux(end | (cell == self.cells - 1), 0, cell + 1))]
+            m.d.sync += row.eq(Mux(end, 0, row + (cell == self.cells - 1)))
         m.d.comb += [self.o.valid.eq(fetched), self.o.payload.valid.eq(valid), self.o.payload.last.eq(last)]
         m.d.comb += self.o.payload.entry.as_value().eq(Mux(valid, port.data, 0))
-        end = at == self.depth - 1
-        with m.If(step):
-            m.d.sync += fetched.eq(reading)
-        with m.If(step & reading):
-            m.d.sync += [valid.eq(left != 0), last.eq(end), at.eq(Mux(end, 0, at + 1))]
-            m.d.sync += [order.as_value().eq(order.as_value() >> len(slots[0])), left.eq(Mux(left == 0, 0, left - 1))]
-            with m.If(end):
-                m.d.sync += reading.eq(0)
-        with m.If(snap):
-            m.d.sync += [reading.eq(1), left.eq(count), side.eq(half), *(order[k].eq(slot) for k, slot in enumerate(slots))]
+        return row + 1, fetch

@@ -26,8 +26,11 @@ class Unit(wiring.Component):
     Members common to all units:
 
     * ``frame_cycles``: cycles between two back-to-back frames when neither side stalls;
+    * ``varies``: the values decide how long a frame takes, and ``frame_cycles`` is the most;
     * ``multipliers``: how many multiplications the unit can start in a cycle.
     """
+
+    varies = False
 
     @property
     def frame_cycles(self) -> int:

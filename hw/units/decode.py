@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from hw.lib.fifo import Fifo
 from hw.lib.ring import counter
 from hw.lib.taps import WindowTaps
-from hw.lib.top_k import TopK
+from hw.lib.top_k import TopK, sorter_rows
 from hw.params import Lanes, Window
 
 from .base import Unit, signature
@@ -21,18 +21,25 @@ PEAK = Window(kernel=(3, 3), pad=(1, 1, 1, 1))
 QUEUE = 16
 
 
+def decode_cycles(height: int, width: int, channels: int, lanes: int, top_k: int, cells: int) -> int:
+    """Most cycles between back-to-back frames: each beat's, those of as many peaks as a map can have (no two of a class touch), each
+    better than all before it, and those of the records."""
+    peaks = -(-height // 2) * -(-width // 2) * channels
+    return height * width * -(-channels // lanes) + peaks * sorter_rows(top_k, cells) + top_k + 3
+
+
 class DecodeUnit(Unit):
     """Head maps to the ``top_k`` best boxes of every frame. Golden model: :meth:`sw.ops.decode.Decode.golden`.
 
-    All nine values of a 3×3 window are compared at once, peaks of at least ``least`` pass, a sorter keeps the best.
-    Throughput: a beat of the heat map a cycle; with several classes a beat, one with n > 1 peaks takes the sorter n cycles,
-    of which a queue of :data:`QUEUE` beats absorbs what is not dense over hundreds of beats (then the unit waits, nothing is
-    lost). Latency: the best record leaves 9 cycles after the last beat, then one a cycle.
+    All nine values of a 3×3 window are compared at once, peaks of at least ``least`` pass, a sorter (hw/lib/top_k.py) keeps the best.
+    Throughput: a beat of the heat map a cycle; a peak that is among the best so far keeps the sorter busy for :func:`sorter_rows`
+    cycles, the records for one each, and where that is more than the beats bring the unit waits; :func:`decode_cycles` is the most.
+    Latency: the best record leaves 9 cycles after the last beat if the sorter has nothing else to do, then one a cycle.
 
     Parameters
     ----------
     height, width, channels: of the heat map
-    top_k: records a frame; least: initial value of the port
+    top_k: records a frame; cells: keys that the sorter compares at once; least: initial value of the port
     wh_frac, reg_frac: fraction bits of sizes and shifts
     i: heat map; wh, reg: two lanes each; o: eight lanes, sw.ops.decode.FIELDS, signed
 
@@ -42,6 +49,7 @@ class DecodeUnit(Unit):
     least: least value of a peak, may change between frames; left open it is the parameter
     """
 
+    varies = True
     i: stream.Interface
     wh_i: stream.Interface
     reg_i: stream.Interface
@@ -49,7 +57,7 @@ class DecodeUnit(Unit):
     least: Signal
 
     def __init__(
-        self, *, height: int, width: int, channels: int, top_k: int, least: int, wh_frac: int, reg_frac: int,
+        self, *, height: int, width: int, channels: int, top_k: int, cells: int, least: int, wh_frac: int, reg_frac: int,
         i: Lanes, wh: Lanes, reg: Lanes, o: Lanes,
     ) -> None:  # fmt: skip
         for name, lanes in (("wh", wh), ("reg", reg)):
@@ -65,7 +73,9 @@ class DecodeUnit(Unit):
         self.half_shift, self.reg_shift = self.frac_bits - wh_frac - 1, self.frac_bits - reg_frac
         self.window = WindowTaps(height=height, width=width, channels=channels, window=PEAK, i=i, fill=i.lowest)
         self.label_bits = max((channels - 1).bit_length(), 1)
-        self.sorter = TopK(depth=top_k, value_bits=i.bits + (not i.signed), label_bits=self.label_bits, data_bits=4 * o.bits)
+        self.sorter = TopK(
+            depth=top_k, cells=cells, value_bits=i.bits + (not i.signed), label_bits=self.label_bits, data_bits=4 * o.bits
+        )  # fmt: skip
         #: A beat with peaks, or a frame's last.
         self.found = data.StructLayout({
             "mask": i.lanes, "values": layout(i), "group": counter(self.groups, "g").shape(),
@@ -79,8 +89,8 @@ class DecodeUnit(Unit):
 
     @property
     def frame_cycles(self) -> int:
-        """One cycle a beat of the heat map, or the records if those are more."""
-        return max(self.height * self.width * self.groups, self.sorter.frame_cycles)
+        """The most that a frame takes, whatever its maps are."""
+        return decode_cycles(self.height, self.width, self.channels, self.i_lanes.lanes, self.sorter.depth, self.sorter.cells)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

@@ -17,7 +17,7 @@ from .cases import FRAMES, PATTERNS, SAME3, VARIANTS, Copies, UnitCase, chain, d
 
 
 def decode(size: int, classes: int, count: int, top_k: int) -> UnitCase:
-    """Heat maps of 16 bits with a peak here and there."""
+    """Heat maps of 16 bits with a peak here and there; every frame is the same."""
     name = f"decode/{size}x{size}x{classes}_{count}_top{top_k}"
     hm, two = kind(size, size, classes, 16, True), kind(size, size, 2, 16, True)
     op = Decode(top_k=top_k, least=0, wh_frac=8, reg_frac=12)
@@ -25,14 +25,15 @@ def decode(size: int, classes: int, count: int, top_k: int) -> UnitCase:
 
     def feed() -> tuple[Array, ...]:
         rng = np.random.default_rng(7)
-        heat = rng.integers(-9000, -1, (FRAMES, size, size, classes))
+        heat = rng.integers(-9000, -1, (1, size, size, classes))
         heat[rng.random(heat.shape) < 0.01] += 20000
-        return heat, *(rng.integers(0, 1 << 12, (FRAMES, size, size, 2)) for _ in range(2))
+        maps = heat, *(rng.integers(0, 1 << 12, (1, size, size, 2)) for _ in range(2))
+        return tuple(np.repeat(x, FRAMES, axis=0) for x in maps)  # equal frames: the interval depends on them
 
     def make() -> DecodeUnit:
         pair = Lanes(lanes=2, bits=16, signed=True)
         return DecodeUnit(
-            height=size, width=size, channels=classes, top_k=top_k, least=0, wh_frac=8, reg_frac=12,
+            height=size, width=size, channels=classes, top_k=top_k, cells=8, least=0, wh_frac=8, reg_frac=12,
             i=Lanes(lanes=count, bits=16, signed=True), wh=pair, reg=pair, o=Lanes(lanes=8, bits=out.bits, signed=True),
         )  # fmt: skip
 

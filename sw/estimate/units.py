@@ -8,6 +8,7 @@ from typing import Any
 
 from hw.lib.arith import tree_stages
 from hw.lib.packing import PACKERS, Packing, packing_of, signed_bits
+from hw.lib.top_k import sorter_rows
 from hw.params import Range, Window
 from sw.estimate.area import Structure, ram, rom
 from sw.estimate.parts import (
@@ -30,6 +31,7 @@ from sw.ops import (
     AveragePool,
     Concat,
     Conv,
+    Decode,
     Deform,
     Depthwise,
     GlobalAveragePool,
@@ -296,7 +298,23 @@ def image(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     return queue(word, 2) + walk([out.height, out.width]) + Structure(HANDSHAKE + 10)
 
 
+def decode(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
+    """hw.units.decode.DecodeUnit: windows of heat with their comparisons, boxes, the sorter's rows of cells and its records."""
+    x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
+    word, rows, cells = lanes * x.bits, sorter_rows(op.top_k, max(fold.cells, 1)), max(fold.cells, 1)
+    lines = delay(2 * word, max((x.width - 2) * groups, 1)) + delay(6 * word, groups)
+    found = sum(t.bits * t.channels for t in types[1:]) + word + lanes + sum(index_bits(n) for n in (x.height, x.width, groups)) + 1
+    windows = lines + register(9 * word, 1) + Structure(9 * word / 2) + walk([x.height, x.width, groups]).times(2)
+    box = 4 * out.bits
+    key, slot = x.bits + index_bits(x.channels), index_bits(cells) + index_bits(rows)
+    cell = Structure(key + slot + key + 20)
+    record = box + key
+    sorter = cell.times(cells) + ram(cells * (key + slot), rows) + ram(record, 1 << slot) + register(3 * (key + slot) + record, 0.5)
+    return windows + register(found).times(2) + queue(found, 2) + Structure(2 * box, 1.5 * box) + sorter + Structure(60, 60)
+
+
 UNITS: dict[type[Op], Callable[[Any, Types, TensorType, Fold], Structure]] = {
     Conv: conv, Depthwise: depthwise, Deform: deform, Requant: requant, MaxPool: pool, AveragePool: pool, GlobalAveragePool: global_pool,
     Upsample: upsample, Split: split, Concat: concat, Shuffle: shuffle, Add: add, Multiply: multiply, Table: table, Image: image,
+    Decode: decode,
 }  # fmt: skip

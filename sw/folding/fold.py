@@ -12,11 +12,12 @@ from typing import Any
 from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
 from hw.params import MapPlace, Multiplier, Range, RomKind
+from hw.units.decode import decode_cycles
 from sw.engine import EnginePlan, on_engine
 from sw.errors import CompileError
 from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.graph import Graph, Node
-from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Op, Requant, Split, TensorType
+from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Op, Requant, Split, TensorType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Fold:
     """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights.
 
     ``taps`` of a depthwise convolution's window are multiplied a cycle: 1, a row of them, or all. ``place``: of a deformable layer's map;
-    in memory its lanes are the channels in a word of ``data_bits``.
+    in memory its lanes are the channels in a word of ``data_bits``. ``cells``: keys that the decoder's sorter compares at once.
     """
 
     lanes_in: int
@@ -34,6 +35,7 @@ class Fold:
     taps: int = 1
     place: MapPlace = "chip"
     data_bits: int = 128
+    cells: int = 0
 
 
 def in_memory(node: Node, x: TensorType, data_bits: int) -> Fold:
@@ -69,6 +71,8 @@ def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
         taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool | AveragePool) else node.op.weights.shape[0] ** 2
         return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))
+    if isinstance(node.op, Decode):
+        return decode_cycles(x.height, x.width, x.channels, fold.lanes_in, node.op.top_k, max(fold.cells, 1))
     if isinstance(node.op, Concat):
         return sum(t.pixels * beats(t.channels, fold.lanes_in) for t in types)
     return max(reading, out.pixels * beats(out.channels, fold.lanes_out))
@@ -98,6 +102,8 @@ def _widest(node: Node, types: list[TensorType], outs: list[TensorType]) -> Fold
     if isinstance(node.op, Split | Concat):
         common = _common(node, types)
         return Fold(lanes_in=common, lanes_out=common)
+    if isinstance(node.op, Decode):
+        return Fold(lanes_in=types[0].channels, lanes_out=outs[0].channels, cells=node.op.top_k)
     return Fold(lanes_in=types[0].channels, lanes_out=outs[0].channels)
 
 
@@ -145,6 +151,8 @@ def choose(
     return result
 
 
+#: Keys that a decoder's sorter may compare at once.
+CELLS = (4, 8, 16, 32, 64)
 #: Where multipliers run out.
 SOFT: Multiplier = "soft"
 
@@ -163,6 +171,9 @@ def options(node: Node, types: list[TensorType], out: TensorType, arriving: int,
         return [Fold(lanes_in=n, lanes_out=n) for n in range(1, common + 1) if common % n == 0]
     if isinstance(node.op, Depthwise | Deform):
         return [Fold(lanes_in=n, lanes_out=n, multiplier=kind) for n in _widths(x.channels) for kind in dict.fromkeys((multiplier, SOFT))]
+    if isinstance(node.op, Decode):
+        cells = [n for n in CELLS if n < node.op.top_k]
+        return [Fold(lanes_in=n, lanes_out=out.channels, cells=c) for n in _widths(x.channels) for c in (*cells, node.op.top_k)]
     if isinstance(node.op, MaxPool | AveragePool):
         return [Fold(lanes_in=n, lanes_out=n) for n in _widths(x.channels)]
     # The rest takes the beats that come, or wider ones where those are too slow.
@@ -192,6 +203,8 @@ def _cost(node: Node, x: TensorType, fold: Fold) -> tuple[int, int]:
     """Fewest multipliers first; among equals few PE, since each brings an accumulator and a requantizer."""
     if isinstance(node.op, Conv):
         return 2 * multipliers(node, x, fold) + fold.lanes_in * fold.lanes_out + 3 * fold.lanes_out, fold.lanes_out
+    if isinstance(node.op, Decode):  # a window of nine values a lane, a comparison and a place in the row a cell
+        return 9 * x.bits * fold.lanes_in + 60 * fold.cells, fold.lanes_in
     return fold.lanes_out, fold.lanes_out
 
 
@@ -202,7 +215,7 @@ def _checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -
             f"{node.name}: a folding of {fold.lanes_in} lanes in and {fold.lanes_out} out does not fit "
             f"{x.channels} channels in and {out.channels} out; accepted: 1..{x.channels} and 1..{out.channels}"
         )
-    if not isinstance(node.op, Conv) and fold.lanes_in != fold.lanes_out:
+    if not isinstance(node.op, Conv | Decode) and fold.lanes_in != fold.lanes_out:
         raise CompileError(f"{node.name} ({node.op.name}): lanes in and out must be equal, not {fold.lanes_in} and {fold.lanes_out}")
     if isinstance(node.op, Split | Concat) and _common(node, types) % fold.lanes_in:
         raise CompileError(f"{node.name} ({node.op.name}): lanes must divide {_common(node, types)}, not {fold.lanes_in}")

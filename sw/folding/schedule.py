@@ -18,14 +18,16 @@ from hw.lib.deform_memory import DeformMemoryUnit
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.top import Link, Port
+from hw.units.decode import PEAK
 from sw.engine import ENGINE, ENGINE_WAIT
 from sw.graph import Node
-from sw.lower import Design, identifier
+from sw.lower import Design, identifier, in_ports
 from sw.ops import (
     Add,
     AveragePool,
     Concat,
     Conv,
+    Decode,
     Deform,
     Depthwise,
     GlobalAveragePool,
@@ -124,9 +126,7 @@ def _in_ports(design: Design, unit: str, layer: str) -> list[str]:
     if layer:
         return [f"i{layer}"]
     node = design.nodes.get(unit)
-    if node is None or len(node.inputs) == 1:
-        return ["i"]
-    return ["i", "offset_i"] if isinstance(node.op, Deform) else [f"i{k}" for k in range(len(node.inputs))]
+    return ["i"] if node is None else [name for name, _ in in_ports(node, design.folds[node.name])]
 
 
 def _out_ports(design: Design, unit: str, layer: str) -> list[str]:
@@ -166,6 +166,8 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times], pace: fl
     if isinstance(op, Concat):
         return timing.concat(tuple(arrivals), tuple(t.channels for t in types), fold.lanes_in, op.interleave)
     per_pixel = beats(x.channels, fold.lanes_in)
+    if isinstance(op, Decode):
+        return timing.decode((arrivals[0], arrivals[1], arrivals[2]), FRAMES, (x.height, x.width, per_pixel), PEAK, op.top_k)
     if isinstance(op, GlobalAveragePool):
         return timing.reduce(arrivals[0], FRAMES, per_pixel)
     if isinstance(op, Image):

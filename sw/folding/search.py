@@ -25,7 +25,7 @@ from sw.estimate import Area
 from sw.folding.fold import Fold, cycles, floor_cycles, options, shared_folds
 from sw.folding.share import arrangements
 from sw.graph import Graph, Node
-from sw.ops import AveragePool, Concat, Conv, Deform, Depthwise, MaxPool, Split
+from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Split
 from sw.targets import Device
 
 Shares = npt.NDArray[np.float64]
@@ -97,7 +97,7 @@ class Search:
 
     def wide(self, node: Node) -> bool:
         """Whether a node's options do not depend on the beats that come."""
-        return isinstance(node.op, Conv | Depthwise | Deform | MaxPool | AveragePool | Split | Concat)
+        return isinstance(node.op, Conv | Decode | Depthwise | Deform | MaxPool | AveragePool | Split | Concat)
 
     def _tried(self, index: int, arriving: int) -> Options:
         """A node's options with their cycles and what each takes of the device; narrow ones first, so that ties go to them."""
@@ -169,7 +169,7 @@ class Search:
                 now, tried = folds[node.name], self.tried(index, 0)
                 rest = shares - shares_of(self.area(index, now), self.device)
                 for fold, share in zip(tried.folds, tried.shares, strict=True):
-                    if (fold.lanes_in, fold.lanes_out, fold.taps) == (now.lanes_in, now.lanes_out, now.taps) and fold != now:
+                    if replace(fold, memory=now.memory, multiplier=now.multiplier) == now and fold != now:
                         most = float((rest + share).max())
                         if most < (best[0] if best else float(shares.max())) - 1e-9:
                             best = (most, node.name, fold, rest + share)

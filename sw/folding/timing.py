@@ -86,8 +86,11 @@ def concat(arrivals: tuple[Times, ...], sizes: tuple[int, ...], lanes: int, inte
     return Timing(reads=tuple(rows[:, a:b].ravel() for a, b in itertools.pairwise(bounds)), writes=(done + LATENCY,))
 
 
-def all_taps(arrivals: Times, frames: int, shape: tuple[int, int, int], window: Window, cost: float) -> Timing:
-    """A window whose taps come together, ``shape`` (rows, columns, beats a pixel); every output takes ``cost`` cycles.
+def all_taps(
+    arrivals: Times, frames: int, shape: tuple[int, int, int], window: Window, cost: float, also: Times | None = None
+) -> Timing:  # fmt: skip
+    """A window whose taps come together, ``shape`` (rows, columns, beats a pixel); every output takes ``cost`` cycles and waits until
+    ``also`` for what goes with it.
 
     Outputs leave with steps, one a beat of input (hw.lib.taps.WindowTaps); the last of a frame with those of the next.
     """
@@ -99,10 +102,26 @@ def all_taps(arrivals: Times, frames: int, shape: tuple[int, int, int], window: 
     moves[:, 0, 0, 0] = first
     steps = (moves.reshape(frames, -1).cumsum(axis=1) + np.arange(frames)[:, None] * height * width * groups).ravel()
     tail = np.arange(max(steps[-1] + 1 - len(arrivals), 0)) + arrivals[-1] + 1
-    done = serve(np.concatenate([arrivals, tail])[steps], cost)
+    ready = np.concatenate([arrivals, tail])[steps]
+    done = serve(ready if also is None else np.maximum(ready, also), cost)
     before = np.searchsorted(steps, np.arange(len(arrivals)), side="right") - 1  # the output that a beat waits for
     reads = np.where(before >= 0, np.maximum(arrivals, done[before] - int(cost)), arrivals)
     return Timing(reads=(reads,), writes=(done + LATENCY,))
+
+
+def decode(
+    arrivals: tuple[Times, Times, Times], frames: int, shape: tuple[int, int, int], window: Window, records: int
+) -> Timing:  # fmt: skip
+    """Windows of heat as in :func:`all_taps`, each pixel's with its size and shift; ``records`` follow the last, one a cycle.
+
+    Peaks are taken to be few: what they cost holds back the beats before the decoder and needs no queue.
+    """
+    groups = shape[2]
+    with_them = np.repeat(np.maximum(arrivals[1], arrivals[2]), groups)
+    heat = all_taps(arrivals[0], frames, shape, window, 1, with_them)
+    taken = heat.writes[0][groups - 1 :: groups] - LATENCY
+    last = taken.reshape(frames, -1)[:, -1:]
+    return Timing(reads=(heat.reads[0], taken, taken), writes=((last + LATENCY + np.arange(records)).ravel(),))
 
 
 def reduce(arrivals: Times, frames: int, per_pixel: int) -> Timing:

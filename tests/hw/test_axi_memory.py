@@ -42,7 +42,7 @@ def build() -> tuple[AxiAccelerator, HeldMatVec]:
         "fork": Fork(lanes=ONE, outputs=2), "split": SplitUnit(height=H, width=W, sizes=PARTS, i=ONE), "held": held,
         "wh": Regroup(channels=2, i=ONE, o_lanes=2, pixels=H * W), "reg": Regroup(channels=2, i=ONE, o_lanes=2, pixels=H * W),
         "decode": DecodeUnit(
-            height=H, width=W, channels=3, top_k=4, least=LEAST, wh_frac=1, reg_frac=2, i=ONE, wh=TWO, reg=TWO, o=records
+            height=H, width=W, channels=3, top_k=4, cells=3, least=LEAST, wh_frac=1, reg_frac=2, i=ONE, wh=TWO, reg=TWO, o=records
         ),
     }  # fmt: skip
 

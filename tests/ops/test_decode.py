@@ -25,6 +25,11 @@ def heat(pattern: str, rng: np.random.Generator, shape: tuple[int, ...], lanes: 
     if pattern == "levels":
         return rng.choice([lanes.lowest, 0, 1, lanes.highest], shape)
     dense: Array = rng.integers(lanes.lowest // 4, 0, shape)
+    if pattern == "ascending":  # each peak is better than all before it
+        dense[:] = lanes.lowest
+        places = dense[:, ::2, ::2]
+        places[:] = np.arange(places[0].size).reshape(places.shape[1:]) + lanes.highest - places[0].size
+        return dense
     if pattern == "dense":
         dense[:, ::2, ::2] += lanes.highest
     else:
@@ -40,7 +45,7 @@ def unit(op: Decode, height: int, width: int, channels: int, i: Lanes, wh: Lanes
 
     (out,) = op.infer(kind(i, channels), kind(wh, 2), kind(reg, 2))
     arguments: dict[str, Any] = {
-        "height": height, "width": width, "channels": channels, "top_k": op.top_k, "least": op.least, "wh_frac": op.wh_frac,
+        "height": height, "width": width, "channels": channels, "top_k": op.top_k, "cells": 2, "least": op.least, "wh_frac": op.wh_frac,
         "reg_frac": op.reg_frac, "i": i, "wh": wh, "reg": reg, "o": Lanes(lanes=8, bits=out.bits, signed=True),
     }  # fmt: skip
     return DecodeUnit(**(arguments | changes))
@@ -49,6 +54,7 @@ def unit(op: Decode, height: int, width: int, channels: int, i: Lanes, wh: Lanes
 def case(
     name: str, height: int, width: int, channels: int, pattern: str, *, lanes: int = 1, top_k: int = 5, least: int | None = None,
     bits: int = 8, signed: bool = True, wh_frac: int = 3, reg_frac: int = 6, frames: int = 4, pysim: bool = False,
+    cells: int = 2,
 ) -> Case:  # fmt: skip
     i = Lanes(lanes=lanes, bits=bits, signed=signed)
     wh, reg = Lanes(lanes=2, bits=9, signed=True), Lanes(lanes=2, bits=8, signed=True)
@@ -57,16 +63,19 @@ def case(
     maps += [rng.integers(x.lowest, x.highest + 1, (frames, height, width, 2)) for x in (wh, reg)]
     maps[1][0] = rng.choice([wh.lowest, -1, 0, wh.highest], maps[1][0].shape)
     op = Decode(top_k=top_k, least=i.lowest if least is None else least, wh_frac=wh_frac, reg_frac=reg_frac)
-    return Case(name=name, unit=unit(op, height, width, channels, i, wh, reg), op=op, inputs=tuple(maps), pysim=pysim)
+    return Case(name=name, unit=unit(op, height, width, channels, i, wh, reg, cells=cells), op=op, inputs=tuple(maps), pysim=pysim)
 
 
 @pytest.mark.rtl
 def test_units_equal_golden(check_units: Any) -> None:
     check_units([
         case("random", 5, 6, 3, "random", pysim=True),
-        case("plateaus", 6, 5, 2, "levels", top_k=9, least=1),
-        case("dense peaks of all classes", 6, 7, 4, "dense", top_k=7, wh_frac=7, reg_frac=4),
-        case("fewer peaks than records", 8, 8, 2, "few", top_k=20, least=1),
+        case("plateaus", 6, 5, 2, "levels", top_k=9, least=1, cells=1),
+        case("plateaus in wide rows", 6, 5, 2, "levels", top_k=9, least=1, cells=4),
+        case("plateaus in a single row", 6, 5, 2, "levels", top_k=9, least=1, cells=9),
+        case("dense peaks of all classes", 6, 7, 4, "dense", top_k=7, wh_frac=7, reg_frac=4, cells=3),
+        case("ascending peaks", 7, 8, 3, "ascending", top_k=10, cells=3),
+        case("fewer peaks than records", 8, 8, 2, "few", top_k=20, least=1, cells=8),
         case("several classes a beat", 9, 8, 5, "few", lanes=2, top_k=6, least=1),
         case("all classes in a beat", 9, 9, 3, "few", lanes=3, top_k=8, least=1),
         case("one record", 4, 4, 1, "random", top_k=1, wh_frac=-2, reg_frac=0),

@@ -282,8 +282,8 @@ def decode(draw: Draw) -> Drawn:
     )  # fmt: skip
     (out,) = op.infer(hm, wh, reg)
     unit = DecodeUnit(
-        height=hm.height, width=hm.width, channels=hm.channels, top_k=op.top_k, least=op.least, wh_frac=op.wh_frac,
-        reg_frac=op.reg_frac, i=lanes(hm, 1), wh=lanes(wh, 2), reg=lanes(reg, 2), o=lanes(out, 8),
+        height=hm.height, width=hm.width, channels=hm.channels, top_k=op.top_k, cells=draw(st.integers(1, 8)), least=op.least,
+        wh_frac=op.wh_frac, reg_frac=op.reg_frac, i=lanes(hm, 1), wh=lanes(wh, 2), reg=lanes(reg, 2), o=lanes(out, 8),
     )  # fmt: skip
     return drawn(draw, op, (hm, wh, reg), 1, unit=unit, top_k=op.top_k)
 
