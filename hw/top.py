@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from amaranth import Cat, Module
+from amaranth import Cat, ClockSignal, Instance, Module, ResetSignal, Shape, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.fifo import Fifo
 from hw.params import Lanes
 from hw.units.base import Unit, signature
+from hw.verilog import VerilogModule, ports_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,28 @@ class Link:
         return f"fifo_{self.target.unit}_{self.target.port}"
 
 
+def plain_input(member: wiring.Member) -> dict[str, Any]:
+    """Bits, sign and initial value of an input that is no stream."""
+    shape = Shape.cast(member.shape)
+    return {"bits": shape.width, "signed": shape.signed, "value": int(member.init or 0)}
+
+
+def black_box(part: Unit, module: VerilogModule) -> Instance:
+    """An instance of the module in place of ``part``, wired to its ports."""
+    clocked = {"clk": ClockSignal(), "rst": ResetSignal()}
+    pins: dict[str, Any] = {f"i_{name}": signal for name, signal in clocked.items() if name in module.ports}
+    for name, (flow, value) in ports_of(part).items():
+        pins[f"{'i' if flow == In else 'o'}_{name}"] = Value.cast(value)
+    return Instance(module.name, **pins)
+
+
 class Accelerator(wiring.Component):
     """All units of a network, wired.
 
     Parameters: ``units`` by name; ``links`` between them; ``inputs`` and ``outputs``: the unit ports that become ports of the
     accelerator, under the given names; ``probes``: unit output ports that the simulation watches; ``controls``: plain input ports of
-    units, (unit, port) by name, such as the threshold of the decoder; ``memories``: ports of units to external memory, likewise.
+    units, (unit, port) by name, such as the threshold of the decoder; ``memories``: ports of units to external memory, likewise;
+    ``modules``: Verilog of its :attr:`parts`, which are then instantiated, not elaborated.
 
     Members: a stream for each input and output, a port for each control and memory; ``probe_valid`` and ``probe_ready``, one bit for each
     probe in order; and ``probe<k>``, the payload of probe k. Without probes the three are absent and the hardware is the same.
@@ -65,10 +83,11 @@ class Accelerator(wiring.Component):
         probes: Sequence[Port] = (),
         controls: Mapping[str, tuple[str, str]] | None = None,
         memories: Mapping[str, tuple[str, str]] | None = None,
+        modules: Mapping[str, VerilogModule] | None = None,
     ) -> None:
         self.units, self.links = dict(units), tuple(links)
         self.inputs, self.outputs, self.probes = dict(inputs), dict(outputs), tuple(probes)
-        self.controls, self.memories = dict(controls or {}), dict(memories or {})
+        self.controls, self.memories, self.modules = dict(controls or {}), dict(memories or {}), modules
         members: dict[str, Any] = {name: In(signature(p.lanes)) for name, p in inputs.items()}
         members |= {name: Out(signature(p.lanes)) for name, p in outputs.items()}
         members |= {name: self.units[unit].signature.members[port] for name, (unit, port) in (self.controls | self.memories).items()}
@@ -82,13 +101,18 @@ class Accelerator(wiring.Component):
         """Steady interval of back-to-back frames: that of the slowest unit."""
         return max(unit.frame_cycles for unit in self.units.values())
 
+    @cached_property
+    def parts(self) -> dict[str, Unit]:
+        """Units and FIFOs by the names of their instances."""
+        return self.units | {link.name: Fifo(lanes=link.source.lanes, depth=link.depth) for link in self.links if link.depth}
+
     def _stream(self, port: Port) -> Any:
         return getattr(self.units[port.unit], port.port)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        for name, unit in self.units.items():
-            m.submodules[name] = unit
+        for name, part in self.parts.items():
+            m.submodules[name] = part if self.modules is None else black_box(part, self.modules[name])
         for name, port in self.inputs.items():
             wiring.connect(m, wiring.flipped(getattr(self, name)), self._stream(port))
         for name, port in self.outputs.items():
@@ -100,8 +124,7 @@ class Accelerator(wiring.Component):
         for link in self.links:
             source, target = self._stream(link.source), self._stream(link.target)
             if link.depth:
-                fifo = Fifo(lanes=link.source.lanes, depth=link.depth)
-                m.submodules[link.name] = fifo
+                fifo: Any = self.parts[link.name]
                 wiring.connect(m, source, fifo.i)
                 wiring.connect(m, fifo.o, target)
             else:

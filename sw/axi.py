@@ -2,20 +2,22 @@
 """A compiled design behind AXI."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hw.axi import AxiAccelerator
 from hw.lib.axi_master import AxiReader
 from hw.lib.axi_stream import stream_bits
+from hw.verilog import VerilogModule
 from sw.lower import Design, identifier
 
 
-def wrap(design: Design) -> AxiAccelerator:
-    """The design's accelerator with AXI edges; its registers are :class:`hw.axi.Register`."""
+def wrap(design: Design, modules: Mapping[str, VerilogModule] | None = None) -> AxiAccelerator:
+    """The design's accelerator with AXI edges; its registers are :class:`hw.axi.Register`; ``modules``: see :class:`hw.top.Accelerator`."""
     graph = design.graph
     kinds = {"image": graph.tensors[graph.inputs[0]].type} | {identifier(t): graph.tensors[t].type for t in graph.outputs}
     ports = design.inputs | design.outputs
-    return AxiAccelerator(design.accelerator(), {n: kinds[n].pixels * p.lanes.beats(kinds[n].channels) for n, p in ports.items()})
+    return AxiAccelerator(design.accelerator(modules=modules), {n: kinds[n].pixels * p.lanes.beats(kinds[n].channels) for n, p in ports.items()})
 
 
 def describe(wrapped: AxiAccelerator) -> dict[str, Any]:

@@ -28,6 +28,12 @@ def digest(parts: Sequence[str | bytes]) -> str:
     return state.hexdigest()[:32]
 
 
+def cached(key_parts: Sequence[str | bytes]) -> Path | None:
+    """The folder of a key, if it has been built."""
+    target = cache_folder() / digest(key_parts)
+    return target if target.is_dir() else None
+
+
 def cached_build(key_parts: Sequence[str | bytes], build: Callable[[Path], None]) -> Path:
     """The folder that ``build(folder)`` fills, built at most once per key.
 

@@ -15,7 +15,7 @@ import sw
 from hw.engine import EngineUnit
 from hw.params import Lanes, Multiplier
 from hw.units.requant import RequantUnit
-from hw.verilog import convert
+from hw.verilog import assemble
 from sw import axi as edges
 from sw import estimate
 from sw.detections import Boxes, heads, with_decoder
@@ -29,6 +29,7 @@ from sw.folding.search import Choice, search
 from sw.frontends import qonnx
 from sw.graph import Graph
 from sw.lower import Design, identifier, lower
+from sw.modules import modules_of
 from sw.ops import Conv, Deform, Depthwise, Requant
 from sw.passes import run_all
 from sw.targets import Device, target_of
@@ -94,15 +95,7 @@ def compile(
         record["choice"] = {"device": device, "limit": choice.limit, "shares": choice.shares, "proved_too_short": choice.too_short}
     with new_folder(out) as folder:
         (folder / "model.onnx").write_bytes(model.read_bytes())
-        step("writing Verilog")
-        (folder / "accelerator.v").write_text(convert(design.accelerator(), name="accelerator"))
-        step("writing Verilog with probes")
-        (folder / "accelerator_sim.v").write_text(convert(design.accelerator(probes=True), name="accelerator"))
-        if axi:
-            step("writing Verilog with AXI edges")
-            wrapped = edges.wrap(design)
-            (folder / "accelerator_axi.v").write_text(convert(wrapped, name="accelerator_axi"))
-            (folder / "axi.json").write_text(json.dumps(edges.describe(wrapped), indent=1))
+        _write_verilog(design, folder, axi, step)
         own = {n.name: vars(design.folds[n.name]) for n in design.nodes.values()}
         (folder / "folding.json").write_text(json.dumps(own | ({"engine": engine.record()} if engine else {}), indent=1))
         (folder / "memory.bin").write_bytes(design.memory_image())
@@ -124,6 +117,26 @@ def _searched(
         design.links = size_fifos(design)
         around = estimate.around(design)
     return design, choice
+
+
+def _write_verilog(design: Design, folder: Path, axi: bool, step: Step) -> None:
+    """accelerator.v for synthesis, with instances of the families' multipliers, accelerator_sim.v with models of them and every stream
+    brought out, and with ``axi`` the first behind AXI. Units that were written before, for any design, are not written again."""
+    step("writing Verilog")
+    parts = design.accelerator().parts
+    real, model = modules_of(parts, primitives=True), modules_of(parts)
+    plain = design.accelerator(modules=real.of)
+    (folder / "accelerator.v").write_text(assemble(plain, "accelerator", real.of.values(), primitives=True))
+    step("writing Verilog with probes")
+    watched = design.accelerator(probes=True, modules=model.of)
+    (folder / "accelerator_sim.v").write_text(assemble(watched, "accelerator", model.of.values()))
+    if axi:
+        step("writing Verilog with AXI edges")
+        wrapped = edges.wrap(design, real.of)
+        (folder / "accelerator_axi.v").write_text(assemble(wrapped, "accelerator_axi", real.of.values(), primitives=True))
+        (folder / "axi.json").write_text(json.dumps(edges.describe(wrapped), indent=1))
+    anew, kinds = real.written + model.written, real.kinds + model.kinds
+    step(f"{anew} of {kinds} modules written anew, for {len(parts)} units and queues with and without models of multipliers")
 
 
 def _key(model: Path, target_cycles: int | None, folding: Path | None, *options: object) -> str:

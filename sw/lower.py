@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amaranth.hdl import Shape
-
 from hw.engine import EngineUnit
 from hw.lib.deform_memory import DeformMemoryUnit
 from hw.lib.fork import Fork
 from hw.lib.memory import ReadPort
 from hw.lib.regroup import Regroup
 from hw.params import Lanes
-from hw.top import Accelerator, Link, Port
+from hw.top import Accelerator, Link, Port, plain_input
 from hw.units.add import AddUnit
 from hw.units.average_pool import AveragePoolUnit
 from hw.units.base import Unit
@@ -33,6 +31,7 @@ from hw.units.shuffle import ShuffleUnit
 from hw.units.split import SplitUnit
 from hw.units.table import TableUnit
 from hw.units.upsample import UpsampleUnit
+from hw.verilog import VerilogModule
 from sw.engine import ENGINE, EnginePlan, build, lanes, members
 from sw.errors import CompileError
 from sw.folding.fold import Fold
@@ -225,8 +224,7 @@ class Design:
     def control_ports(self) -> list[dict[str, Any]]:
         """The accelerator's plain inputs, each with the value that it has if nobody says otherwise."""
         members = {name: self.units[unit].signature.members[port] for name, (unit, port) in self.controls.items()}
-        shapes = {name: Shape.cast(member.shape) for name, member in members.items()}
-        return [{"port": n, "bits": shapes[n].width, "signed": shapes[n].signed, "value": int(m.init or 0)} for n, m in members.items()]
+        return [{"port": name, **plain_input(member)} for name, member in members.items()]
 
     def memory_image(self) -> bytes:
         """What lies in external memory before the first frame."""
@@ -238,12 +236,12 @@ class Design:
                 image[entry["base"] : entry["base"] + entry["bytes"]] = made.image()
         return bytes(image)
 
-    def accelerator(self, *, probes: bool = False) -> Accelerator:
-        """The component, with or without the ports that the simulation watches."""
+    def accelerator(self, *, probes: bool = False, modules: Mapping[str, VerilogModule] | None = None) -> Accelerator:
+        """The component, with or without the ports that the simulation watches; ``modules``: see :class:`hw.top.Accelerator`."""
         watched = list(self.probes.values()) if probes else []
         return Accelerator(
             units=self.units, links=self.links, inputs=self.inputs, outputs=self.outputs, probes=watched, memories=self.memories,
-            controls=self.controls,
+            controls=self.controls, modules=modules,
         )  # fmt: skip
 
 

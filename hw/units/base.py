@@ -1,5 +1,8 @@
+# amaranth: UnusedElaboratable=no
 """What every unit provides."""
 from __future__ import annotations
+
+from typing import Any
 
 from amaranth import signed, unsigned
 from amaranth.lib import data, stream, wiring
@@ -31,6 +34,13 @@ class Unit(wiring.Component):
     """
 
     varies = False
+    #: The arguments that it was made from, in order and by name.
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Unit:
+        made: Unit = super().__new__(cls, *args, **kwargs)
+        made.arguments = args, kwargs
+        return made
 
     @property
     def frame_cycles(self) -> int:

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hw.shell import Shell
+from hw.verilog import assemble
 from sw import estimate
 from sw.estimate import Area
 from sw.files import whole_file
 from sw.lower import Design
-from sw.synth.measure import routed
+from sw.modules import modules_of
+from sw.synth.measure import TOP, routed
 from sw.synth.network import entry
 from sw.targets import Device
 
@@ -26,7 +29,10 @@ PRODUCTS = ("accelerator.config", "accelerator.bit")
 
 def place(design: Design, device: Device, folder: Path, *, step: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Synthesize, place, route and pack a design; ToolError if it does not fit. Everything is cached by the Verilog."""
-    found = routed(design.accelerator(), step=step)
+    step("writing Verilog")
+    modules = modules_of(design.accelerator().parts, primitives=True).of
+    text = assemble(Shell(design.accelerator(modules=modules)), TOP, modules.values(), primitives=True)
+    found = routed(text, step=step)
     folder.mkdir(parents=True, exist_ok=True)
     for name in PRODUCTS:
         with whole_file(folder / name) as path:

@@ -54,11 +54,16 @@ class Timing:
 
 
 def verilog_of(component: Any) -> str:
-    """The component as module ``unit``, without the first comment, which names a version of Yosys.
+    """The component as module ``unit``, as :func:`readable` has it."""
+    return readable(convert(component, TOP, primitives=True))
+
+
+def readable(text: str) -> str:
+    """Verilog for synthesis, without the first comment, which names a version of Yosys.
 
     Memories that are written start with anything: zeros, a line a word, would take Yosys minutes to read.
     """
-    text = re.sub(r"\A/\*.*?\*/", "", convert(component, TOP, primitives=True))
+    text = "\n\n" + re.sub(r"\A/\*.*?\*/", "", text).lstrip()  # white space counts in keys of the cache
     written = set(re.findall(r"^ *(\S+?) *\[[^\n=]*\](?:\[[^\n=]*\])? <= ", text, re.MULTILINE))
     return ZEROS.sub(lambda found: found["memory"] if found["name"] in written else found[0], text)
 
@@ -110,6 +115,11 @@ def _area(text: str, family: Family) -> Area:
     return Area(**_cached("area", [family, _sources(), text], make))
 
 
+def area_of_text(text: str, family: Family) -> Area:
+    """:func:`area` of a component's Verilog, the module ``unit``."""
+    return _area(readable(text), family)
+
+
 def area(component: Any, family: Family = "xcup") -> Area:
     """LUTs (memories and shift registers among them), flip-flops, multiplier slices and block RAMs by Yosys, flattened."""
     return _area(verilog_of(component), family)
@@ -159,14 +169,13 @@ def _place(module: dict[str, Any], seed: int, work: Path, *arguments: str) -> No
         (work / name).unlink()
 
 
-def routed(component: Any, *, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> Path:
-    """A component between registers on an LFE5U-85F: folder with timing.json, area.json, accelerator.config and accelerator.bit.
+def routed(text: str, *, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> Path:
+    """A component between registers (the Verilog of a :class:`hw.shell.Shell`) on an LFE5U-85F: folder with timing.json, area.json, accelerator.config and accelerator.bit.
 
     ToolError if it does not fit the device.
     """
-    step("writing Verilog")
-    text = verilog_of(Shell(component))
     step("Yosys, ecp5")
+    text = readable(text)
     module = _module(_netlist(text, "ecp5"))
     used = area_of(cell["type"] for cell in module["cells"].values())
     device = DEVICES["lfe5u-85f"]

@@ -16,6 +16,7 @@ from hw.lib.fifo import Fifo
 from sw import estimate
 from sw.estimate import Area, Family
 from sw.lower import Design
+from sw.modules import modules_of
 from sw.synth import measure
 from sw.targets import Device
 
@@ -50,19 +51,12 @@ def kind_of(design: Design, unit: str) -> str:
     return design.nodes[unit].op.name if unit in design.nodes else type(design.units[unit]).__name__.lower()
 
 
-#: What the processes work on: they are forked, and a component need not be sent to them.
-_parts: list[Part] = []
-
-
-def _measured(index: int, family: Family) -> Area:
-    return measure.area(_parts[index].unit, family)
-
-
 def measured(found: list[Part], family: Family, progress: Progress | None = None) -> list[Area]:
-    """The area of each part."""
-    _parts[:] = found
+    """The area of each part: of the very modules that accelerator.v is assembled from."""
+    modules = modules_of({part.name: part.unit for part in found}, primitives=True).of
+    texts = [modules[part.name].named(measure.TOP) for part in found]
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("fork")) as pool:
-        tasks = [pool.submit(_measured, k, family) for k in range(len(found))]
+        tasks = [pool.submit(measure.area_of_text, text, family) for text in texts]
         try:
             for done, task in enumerate(as_completed(tasks), 1):
                 task.result()
