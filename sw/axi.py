@@ -17,7 +17,8 @@ def wrap(design: Design, modules: Mapping[str, VerilogModule] | None = None) -> 
     graph = design.graph
     kinds = {"image": graph.tensors[graph.inputs[0]].type} | {identifier(t): graph.tensors[t].type for t in graph.outputs}
     ports = design.inputs | design.outputs
-    return AxiAccelerator(design.accelerator(modules=modules), {n: kinds[n].pixels * p.lanes.beats(kinds[n].channels) for n, p in ports.items()})
+    beats = {n: kinds[n].pixels * p.lanes.beats(kinds[n].channels) for n, p in ports.items()}
+    return AxiAccelerator(design.accelerator(modules=modules), beats)
 
 
 def describe(wrapped: AxiAccelerator) -> dict[str, Any]:

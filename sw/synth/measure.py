@@ -170,7 +170,8 @@ def _place(module: dict[str, Any], seed: int, work: Path, *arguments: str) -> No
 
 
 def routed(text: str, *, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> Path:
-    """A component between registers (the Verilog of a :class:`hw.shell.Shell`) on an LFE5U-85F: folder with timing.json, area.json, accelerator.config and accelerator.bit.
+    """A component between registers (the Verilog of a :class:`hw.shell.Shell`) on an LFE5U-85F: the folder of
+    timing.json, area.json, accelerator.config and accelerator.bit.
 
     ToolError if it does not fit the device.
     """

@@ -57,7 +57,9 @@ def test_a_second_compile_writes_only_the_unit_whose_weights_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None
 ) -> None:
     options: dict[str, Any] = {"device": device, "target_cycles": 2000, "axi": True}
-    first, again, second = [], [], []
+    first: list[str] = []
+    again: list[str] = []
+    second: list[str] = []
     model = nano_network(tmp_path / "first.onnx")
     compile(model, tmp_path / "first", step=first.append, **options)
     written, kinds = anew(first)
