@@ -57,6 +57,7 @@ UPWARD = {
     "untrained": "models.untrained:export_untrained",
     "plot_pareto": "models.plots:plot_pareto",
     "verilator": "sim.accelerator:VerilatorAccelerator",
+    "in_memory": "sim.memory:InMemory",
     "measure": "sim.measure:measure",
     "recording": "sim.accelerator:Recording",
     "stalls": "sim.accelerator:Stalls",

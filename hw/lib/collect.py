@@ -56,7 +56,7 @@ class Collect(wiring.Component):
         m.submodules.slice = out = Fifo(self.out, 2)  # no path from the reader's ready to the memory's
         wiring.connect(m, out.o, wiring.flipped(self.o))
         step, take, fresh, ends = Signal(), Signal(), Signal(init=1), Signal()
-        m.d.comb += step.eq(~out.i.valid | out.i.ready)
+        m.d.comb += step.eq(out.i.ready)
         job, group, second = self.jobs.payload, counter(self.groups, "group"), Signal()
         ready = step & self.jobs.valid
         m.d.comb += [self.words.ready.eq(ready & ~job.empty), take.eq(ready & (job.empty | self.words.valid))]

@@ -72,7 +72,11 @@ class Fifo(Unit):
             m.d.sync += [valid.eq(self.i.valid), payload.eq(self.i.payload.as_value())]
 
     def two(self, m: Module) -> None:
-        """An output register, and a spare one that fills only while the output waits."""
+        """An output register, and a spare one that fills only while the output waits.
+
+        Ready is a register: a pipeline in front stands still by it alone, a bubble at its end as well. That lets no beat wait longer, since
+        the output has one while the spare is full, and whatever enables many registers should itself be one.
+        """
         valid, full = Signal(), Signal()
         payload, spare = Signal(self.lanes.width, reset_less=True), Signal(self.lanes.width, reset_less=True)
         m.d.comb += [self.o.valid.eq(valid), self.o.payload.as_value().eq(payload), self.i.ready.eq(~full)]

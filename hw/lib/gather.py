@@ -91,7 +91,7 @@ class GatherStage(wiring.Component):
         m.submodules.slice = out = Fifo(self.out, 2)  # no path from the reader's ready to the counters
         wiring.connect(m, out.o, wiring.flipped(self.o))
         step = Signal()
-        m.d.comb += step.eq(~out.i.valid | out.i.ready)
+        m.d.comb += step.eq(out.i.ready)
         y, row_done, frame_done = counter(self.out_height, "y"), Signal(), Signal()
         arrived, left = Signal(), Signal(2)
         rows = count_rows(

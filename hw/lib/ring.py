@@ -105,15 +105,15 @@ def count_rows(
     made.
     """
     reach, bits = ring.reach, (rows + ring.height).bit_length() + 1
-    held = Signal(range(rows + 1))  # rows that may not be overwritten
+    room = Signal(signed(rows.bit_length() + 1), init=rows - 1)  # rows that may be overwritten, less 1: its sign decides, too
     # Rows that have arrived, counted from the frame being read, less those that row y needs: its sign decides.
     spare = Signal(signed(bits), init=-1 - ring.last_read(0))
     # Of the rows that arrive, one becomes free, or is needed, where the row behind y's first, or its last, lies in another one than that.
     leaves, enters = ((y + 1 + by)[: ring.repeat.bit_length() - 1] == 0 for by in (-reach, reach))
-    freed = Mux(left[1], ring.height - ring.first_read(ring.last), left[0])
+    freed = Mux(left[1], ring.height - ring.first_read(ring.last) - 1, Mux(left[0], 0, -1))  # less 1
     needs = Mux(frame_done, -1 - ring.last_read(0), Mux(row_done & (y < ring.last - reach) & enters, -1, 0))
-    m.d.sync += [held.eq(held + claimed - freed), spare.eq(add_carry(spare, needs, arrived))]
-    return RowCount(~spare[-1], held != rows, Cat(row_done & (y >= reach) & leaves, frame_done))
+    m.d.sync += [room.eq(add_carry(room, freed, ~claimed)), spare.eq(add_carry(spare, needs, arrived))]
+    return RowCount(~spare[-1], ~room[-1], Cat(row_done & (y >= reach) & leaves, frame_done))
 
 
 def wrap_add(value: Value, move: Value, size: int) -> Value:

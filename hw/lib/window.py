@@ -81,7 +81,7 @@ class WindowStage(wiring.Component):
         wiring.connect(m, out.o, wiring.flipped(self.o))
         go, write = Signal(), Signal()  # the current tap's word is read, a beat is written in this cycle
         read, valid, step = Signal(), Signal(), Signal()  # a word is at the memory's output, in the register behind it; both move
-        m.d.comb += [write.eq(self.i.valid & self.i.ready), step.eq(~valid | out.i.ready), out.i.valid.eq(valid)]
+        m.d.comb += [write.eq(self.i.valid & self.i.ready), step.eq(out.i.ready), out.i.valid.eq(valid)]
         walk = Walk(m, go, {name: self._counts[name] for name in self.levels})
         ends = walk.ready(m, go, "frame_ends", [1] + [0] * len(self.levels), 1)
         inside, waits = self._inside(m, go, walk, ends)

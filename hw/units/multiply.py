@@ -59,7 +59,7 @@ class MultiplyUnit(Unit):
         m.submodules.slice = out = Fifo(self.products, 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
         valid, step, both = Signal(2), Signal(), Signal()
-        m.d.comb += [step.eq(~valid[1] | out.i.ready), both.eq(self.i0.valid & self.i1.valid), out.i.valid.eq(valid[1])]
+        m.d.comb += [step.eq(out.i.ready), both.eq(self.i0.valid & self.i1.valid), out.i.valid.eq(valid[1])]
         m.d.comb += [self.i0.ready.eq(both & step), self.i1.ready.eq(both & step)]
         last = last_group(m, self.groups, both & step)
         with m.If(step):

@@ -138,7 +138,7 @@ class RequantUnit(Unit):
         wiring.connect(m, out.o, wiring.flipped(self.o))
         valid = [Signal(name=f"valid{k}") for k in range(4 + self.split)]  # of the stages: input, product, shifted, rounded
         en, taken = Signal(), Signal()
-        m.d.comb += [en.eq(~valid[-1] | out.i.ready), taken.eq(self.i.valid & self.i.ready), out.i.valid.eq(valid[-1])]
+        m.d.comb += [en.eq(out.i.ready), taken.eq(self.i.valid & self.i.ready), out.i.valid.eq(valid[-1])]
         with m.If(en):
             m.d.sync += [valid[0].eq(taken), *(b.eq(a) for a, b in pairwise(valid))]
         bits = bits_for(self.multiplier)

@@ -81,7 +81,7 @@ class UpsampleUnit(Unit):
             m.d.sync += write_addr.eq(Mux(write_addr == depth - 1, 0, write_addr + 1))
 
         fetched, valid, word = Signal(), Signal(), Signal(self.lanes.width, reset_less=True)
-        m.d.comb += [step.eq(~valid | out.i.ready), go.eq(step & ~ahead[-1])]
+        m.d.comb += [step.eq(out.i.ready), go.eq(step & ~ahead[-1])]
         m.d.comb += [read.addr.eq(ring_address(m, go, walk, moves, depth)), read.en.eq(step)]
         m.d.comb += [out.i.valid.eq(valid), out.i.payload.as_value().eq(word)]
         with m.If(step):

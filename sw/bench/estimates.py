@@ -13,7 +13,7 @@ from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.params import Lanes, Multiplier, RomKind, Window
 from sw import estimate
-from sw.bench.cases import SAME3, conv, depthwise, kind, requant, weights
+from sw.bench.unit_case import SAME3, conv, depthwise, kind, requant, weights
 from sw.engine import lanes
 from sw.estimate import Area, Family
 from sw.folding.fold import Fold

@@ -13,7 +13,7 @@ from hw.params import Lanes, Multiplier, Range, Window
 from hw.units.decode import DecodeUnit
 from sw.ops import Array, AveragePool, Decode, Deform, GlobalAveragePool, Image, Multiply, Table
 
-from .cases import FRAMES, PATTERNS, SAME3, VARIANTS, Copies, UnitCase, chain, depthwise, joined, kind, moved, weights
+from .unit_case import FRAMES, PATTERNS, SAME3, VARIANTS, Copies, UnitCase, chain, deform_frames, depthwise, joined, kind, moved, weights
 
 
 def decode(size: int, classes: int, count: int, top_k: int) -> UnitCase:
@@ -49,14 +49,7 @@ def free(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> 
     )  # fmt: skip
     types = kind(size, size, channels), kind(size, size, op.offsets, 4 + frac_bits, True)
 
-    def feed() -> tuple[Array, ...]:
-        rng = np.random.default_rng(5)
-        shape = (FRAMES, size, size, op.offsets)
-        offsets: dict[str, Array] = {
-            "low": np.full(shape, low), "high": np.full(shape, high), "equal": np.full(shape, 2),
-            "alternating": np.where(np.indices(shape).sum(axis=0) % 2, low, high), "random": rng.integers(low, high + 1, shape),
-        }  # fmt: skip
-        return rng.integers(0, 256, (FRAMES, size, size, channels)), offsets[pattern]
+    feed = partial(deform_frames, pattern, size, channels, op.offsets, low, high)
 
     return joined(name, types, op, count, count, plain=f"depthwise/deform_{size}x{size}x{channels}_{count}", feed=feed)
 

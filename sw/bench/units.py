@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sw import steps
-from sw.bench.cases import UnitCase, cases
+from sw.bench.cases import cases
+from sw.bench.unit_case import UnitCase
 from sw.errors import WarploomError
 from sw.synth import synthesize
 
@@ -44,7 +45,12 @@ def bench_units(name: str | None = None, *, step: Callable[[str], None] = lambda
 
 def _cycles(case: UnitCase, step: Callable[[str], None]) -> Any:
     step(f"{case.name}: cycles")
-    return steps.upward("measure")(case.name, case.make, case.model, case.frames, case.interval)
+
+    def make() -> Any:
+        unit = case.make()
+        return unit if case.memory_latency is None else steps.upward("in_memory")(unit, latency=case.memory_latency)
+
+    return steps.upward("measure")(case.name, make, case.model, case.frames, case.interval)
 
 
 def _record(case: UnitCase, known: dict[str, UnitCase], step: Callable[[str], None]) -> dict[str, Any]:

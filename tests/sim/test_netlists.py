@@ -10,7 +10,7 @@ import pytest
 from hw.params import Window
 from sim.netlist import NetlistUnit, behaviour
 from sim.run import Case, run_cases
-from sw.bench.cases import UnitCase, chain, conv, depthwise, joined, kind, requant, weights
+from sw.bench.unit_case import UnitCase, chain, conv, depthwise, joined, kind, requant, weights
 from sw.ops import Deform
 from sw.synth.measure import Family
 from sw.synth.tools import ToolError

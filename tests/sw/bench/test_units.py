@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from hw.lib.fifo import Fifo
 from hw.params import Lanes
 from sim.measure import measure
-from sw.bench.cases import PATTERNS, Copies, cases
+from sw.bench.cases import cases
+from sw.bench.unit_case import PATTERNS, Copies
 from sw.bench.units import KEYS, chosen
 from sw.cli import app
 from sw.errors import WarploomError
