@@ -33,7 +33,7 @@ class VerilogModule:
     @property
     def ports(self) -> frozenset[str]:
         """Names of the ports; clock and reset are among them if there is a register inside."""
-        header = re.search(rf"^module {SELF}\((.*?)\);$", self.text, re.MULTILINE)
+        header = re.search(rf"^module {SELF}\((.*?)\);$", self.text, re.MULTILINE | re.DOTALL)
         assert header is not None
         return frozenset(port.strip() for port in header.group(1).split(","))
 

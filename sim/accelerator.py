@@ -222,10 +222,17 @@ def _tensor(path: Path, probe: Probe, frames: int) -> Array:
     return np.stack(parts)
 
 
-def _slowest(work: Path) -> int:
-    """Cycles between the last two frames at the watched stream where they lie furthest apart; 0 if there are not two frames."""
+def _slowest(work: Path) -> float:
+    """The mean interval of frames at the watched stream where it is longest, without the first frame where there are three or more: it
+    fills what the others find full. 0 if there are not two frames."""
     lines = [line.split() for line in (work / "stats.txt").read_text().splitlines() if line.startswith("ends ")]
-    return max((int(words[3]) - int(words[2]) for words in lines if int(words[2])), default=0)
+    return max((mean_interval([int(word) for word in words[2:]]) for words in lines), default=0.0)
+
+
+def mean_interval(ends: list[int]) -> float:
+    """Cycles between the frames that end at these cycles, on average, as :func:`_slowest` counts; 0 if unknown."""
+    steady = ends[1:] if len(ends) > 2 else ends
+    return (steady[-1] - steady[0]) / (len(steady) - 1) if len(steady) > 1 else 0.0
 
 
 def _cycles(work: Path, frames: int) -> list[tuple[int, int]]:

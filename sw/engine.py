@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from hw.engine import EngineLayer, EngineUnit
@@ -126,12 +127,13 @@ def multipliers(plan: EnginePlan, weight: Range) -> int:
 
 def columns(plan: EnginePlan, weight: Range) -> int:
     """Words of the bus in a row of weights, PE × SIMD of them, as the multipliers take them."""
-    return -(-Dot(pe=plan.pe, simd=plan.simd, weight=weight, i=core_input(plan), kind=plan.multiplier).row_bits // plan.data_bits)
+    return -(-row_bits(plan.pe, plan.simd, weight, plan.multiplier) // plan.data_bits)
 
 
-def core_input(plan: EnginePlan) -> Lanes:
-    """What the core takes in a cycle."""
-    return Lanes(lanes=plan.simd, bits=8, signed=False)
+@cache
+def row_bits(pe: int, simd: int, weight: Range, multiplier: Multiplier) -> int:
+    """Bits of such a row; looked up, since a search asks thousands of times."""
+    return Dot(pe=pe, simd=simd, weight=weight, i=Lanes(lanes=simd, bits=8, signed=False), kind=multiplier).row_bits
 
 
 def words(plan: EnginePlan, channels: int, outs: int, row: int) -> int:

@@ -44,7 +44,7 @@ class Verification:
     first_mismatch: dict[str, Any] | None = None
     offsets: dict[str, dict[str, Any]] = field(default_factory=dict)
     cycles: list[tuple[int, int]] = field(default_factory=list)
-    slowest: int = 0
+    slowest: float = 0.0
 
     @property
     def mismatches(self) -> int:

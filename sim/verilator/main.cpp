@@ -37,7 +37,8 @@ struct Recorder {
     FILE* file = nullptr;
     const uint8_t* payload = nullptr;
     size_t bytes = 0, port_bytes = 0;
-    uint64_t beats = 0, stalled = 0, before = 0, latest = 0;  // cycles at which the last two frames ended
+    uint64_t beats = 0, stalled = 0;
+    std::vector<uint64_t> ends;  // the cycle of each frame's last beat
     void open(const std::string& path) {
         file = fopen(path.c_str(), "wb");
         if (!file) {
@@ -136,7 +137,7 @@ int main(int argc, char** argv) {
             for (uint32_t fire = valid & ready; fire; fire &= fire - 1) {
                 const int k = word * 32 + __builtin_ctz(fire);
                 probes[k].take(), moved = true;
-                if (probes[k].beats % PROBE_BEATS[k] == 0) probes[k].before = probes[k].latest, probes[k].latest = cycle;
+                if (probes[k].beats % PROBE_BEATS[k] == 0) probes[k].ends.push_back(cycle);
             }
             for (uint32_t stuck = valid & ~ready; stuck; stuck &= stuck - 1) ++probes[word * 32 + __builtin_ctz(stuck)].stalled;
         }
@@ -172,7 +173,11 @@ int main(int argc, char** argv) {
     for (int k = 0; k < OUTPUTS; ++k)
         for (size_t f = 0; f < last[k].size(); ++f)
             fprintf(stats, "output %d %lu %lu\n", k, (unsigned long)first[k][f], (unsigned long)last[k][f]);
-    for (int k = 0; k < PROBES; ++k) fprintf(stats, "ends %d %lu %lu\n", k, (unsigned long)probes[k].before, (unsigned long)probes[k].latest);
+    for (int k = 0; k < PROBES; ++k) {
+        fprintf(stats, "ends %d", k);
+        for (uint64_t c : probes[k].ends) fprintf(stats, " %lu", (unsigned long)c);
+        fprintf(stats, "\n");
+    }
     for (int k = 0; k < PROBES; ++k)
         fprintf(stats, "probe %d %lu %lu %d %d\n", k, (unsigned long)probes[k].beats, (unsigned long)probes[k].stalled,
                 int(ports.probe_valid(k / 32) >> (k % 32) & 1), int(ports.probe_ready(k / 32) >> (k % 32) & 1));

@@ -22,14 +22,14 @@ class Result:
     """Integers of one run: ``outputs`` by graph tensor in the graph's order, ``tensors`` those asked for, each (N, H, W, C).
 
     ``cycles``: for hardware, the cycle of the first input and of the last output beat of every frame; else empty. ``slowest``: for
-    hardware, cycles between the last two frames at the watched stream where they lie furthest apart: what fills up or drains at the edges
-    of a run does not flatter it.
+    hardware, the mean interval of frames, but for the first, at the watched stream where it is longest: what fills up or drains at the
+    edges of a run does not flatter it, and frames that jitter at a shared unit do not count against it.
     """
 
     outputs: dict[str, Array]
     tensors: dict[str, Array]
     cycles: list[tuple[int, int]] = field(default_factory=list)
-    slowest: int = 0
+    slowest: float = 0.0
 
     @property
     def interval(self) -> float:
