@@ -10,6 +10,8 @@ DEVICE = Device(
     bram36=104,
     clock_hz=100e6,
     multiplier="mult18x18d",
+    memory_bytes=3.0,  # three quarters of an SDRAM of 16 bits at twice the fabric's clock, as on boards with this part
+    memory_bits=128,
     placed=True,
     note="208 EBR of 18 kbit; the clock is measured by nextpnr, 100 MHz is a placeholder until then",
 )
