@@ -15,10 +15,13 @@ from sw.bench.backends import bench as measure
 from sw.bench.codenet import CLOCK_HZ, CONFIGS, bench_codenet
 from sw.bench.codenet import KEYS as CODENET_KEYS
 from sw.bench.estimates import bench_estimates
+from sw.bench.presets import PRESETS, bench_presets, largest
 from sw.bench.units import KEYS, bench_units
 from sw.cli_synth import area_table
 from sw.errors import WarploomError
 from sw.estimate import Family
+from sw.folding.search import RESOURCES
+from sw.targets import DEVICES, target_of
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; progress goes to standard error.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each, taken in turn; the median counts.")]
@@ -68,6 +71,28 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
         for record in records:
             table.add_row(*(_text(record[key]) for key in KEYS))
         screen.print(table)
+
+    @bench.command()
+    @stoppable
+    def presets(
+        device: Annotated[str, typer.Option(help=f"One of {', '.join(sorted(DEVICES))}.")],
+        preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)} (default: all).")] = None,
+        as_json: Json = False,
+    ) -> None:
+        """The largest of CoDeNet's presets that a device holds, from pixels to boxes, and its cycles a frame: estimates."""
+        records = bench_presets(device, preset, step=say)
+        if as_json:
+            print(json.dumps(records))
+            return
+        table = Table("preset", "multiplications", "fits", "cycles a frame", "frames a second", *RESOURCES, "limit")
+        for r in records:
+            shares = ("" if r["shares"] is None else f"{r['shares'][name]:.0%}" for name in RESOURCES)
+            speed = (f"{r['cycles_per_frame']:,}", f"{r['fps']:.1f}") if r["cycles_per_frame"] else ("", "")
+            table.add_row(r["preset"], f"{r['multiplications']:,}", "yes" if r["fits"] else "no", *speed, *shares, r["limit"])
+        screen.print(table)
+        best, target = largest(records), target_of(device)
+        found = "none fits" if best is None else f"{best['preset']} with {best['cycles_per_frame']:,} cycles a frame"
+        screen.print(f"largest on {device} at an assumed {target.clock_hz / 1e6:g} MHz: {found}", markup=False)
 
     @bench.command()
     @stoppable

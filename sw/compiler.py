@@ -82,7 +82,7 @@ def compile(
     pins, engine = (read_pins(folding), read_engine(folding)) if folding else (None, None)
     choice = None
     if device is not None:
-        design, choice = _searched(graph, target_of(device), target_cycles, multiplier, pins, engine, step)
+        design, choice = searched(graph, target_of(device), target_cycles, multiplier, pins, engine, step)
         engine = choice.engine
     else:
         step("building units")
@@ -104,7 +104,7 @@ def compile(
     return record
 
 
-def _searched(
+def searched(
     graph: Graph, device: Device, target: int | None, multiplier: Multiplier | None, pins: dict[str, Fold] | None,
     engine: EnginePlan | None, step: Step,
 ) -> tuple[Design, Choice]:  # fmt: skip
