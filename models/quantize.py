@@ -16,11 +16,12 @@ from models import checkpoint
 from models.batches import Batch, Batches, Views
 from models.data.folder import Folder, open_folder
 from models.detectors.codenet import Codenet, images_to_input
+from models.distillation import distillation_loss, imitation_loss, watched
 from models.epochs import History, Watch, best_epoch, run_epochs, spent, write_json
 from models.export import export_qonnx
 from models.freeze import freeze
 from models.frozen import FrozenNetwork
-from models.losses import WH_WEIGHT, detection_loss
+from models.losses import detection_loss
 from models.qat import Bits, FreeRanges, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, snapped, unpack
 from models.schedules import Average, cosine_lr
 from models.score import score, torch_network
@@ -40,7 +41,8 @@ class QuantizeOptions:
     """How to quantize.
 
     epochs: of quantization-aware training; 0: post-training quantization, calibration only. batch, lr (highest): of that training.
-    teaching: weight of the float network's maps beside the data's loss.
+    data_loss, teaching, imitation: weights of the data's loss, of the float network's maps, and of what it computes on the way to them
+    (``models.distillation``). A small data set's loss is best left out: its every epoch is one more in which to learn images by heart.
     ema: how slowly the average of the weights and their scales forgets, which is what is validated and exported (0: no average): between
     two roundings a weight swings, and the average of its swings rounds better.
     weights, activations: bit widths by module path (``Bits``), 2 to 8. norms: training views from which batch norm's statistics are
@@ -52,7 +54,9 @@ class QuantizeOptions:
     epochs: int = 3
     batch: int = 16
     lr: float = 1e-3
+    data_loss: float = 1.0
     teaching: float = 1.0
+    imitation: float = 0.0
     ema: float = 0.0
     weights: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().weights)
     activations: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().activations)
@@ -71,7 +75,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be best or last, not {self.keep!r}")
-        for name in ("epochs", "norms", "teaching", "evaluate_every", "patience"):
+        for name in ("epochs", "norms", "data_loss", "teaching", "imitation", "evaluate_every", "patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
         for name in ("batch", "lr"):
@@ -87,29 +91,15 @@ class QuantizeOptions:
         return self.evaluate_every or max(1, -(-self.epochs // 20))
 
 
-def distillation_loss(maps: tuple[Tensor, ...], taught: tuple[Tensor, ...]) -> Tensor:
-    """How far hm, wh and reg are from the float network's, weighted by where that sees objects.
-
-    Heat: quality focal loss (Li et al., arXiv 2006.04388) with the float network's probability as its target, divided by their sum; sizes
-    and offsets: L1, weighted by the pixel's greatest probability.
-    """
-    target = torch.sigmoid(taught[0])
-    there = target.amax(1, keepdim=True)
-    objects = there.sum().clamp(min=1)
-    miss = (torch.sigmoid(maps[0]) - target).abs().square()
-    heat = (miss * nn.functional.binary_cross_entropy_with_logits(maps[0], target, reduction="none")).sum()
-    size, shift = (((mine - theirs).abs() * there).sum() for mine, theirs in zip(maps[1:], taught[1:], strict=True))
-    loss: Tensor = (heat + WH_WEIGHT * size + shift) / objects
-    return loss
-
-
 class QuantTrainer:
     """State of one quantization-aware training; ``save`` and ``resume`` carry it across an interruption."""
 
     def __init__(
-        self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float, free_ranges: float = 0.0, ema: float = 0.0
-    ) -> None:
+        self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float, data_loss: float = 1.0,
+        imitation: float = 0.0, free_ranges: float = 0.0, ema: float = 0.0,
+    ) -> None:  # fmt: skip
         self.model, self.teacher, self.average = model, teacher, Average(model, ema)
+        self.weights = {"loss": data_loss, "distillation": teaching, "imitation": imitation}
         self.ranges = FreeRanges(model) if free_ranges else None
         self.snap_at = round(free_ranges * steps)
         self.parameters = list(model.parameters())
@@ -118,7 +108,7 @@ class QuantTrainer:
         if self.ranges is not None:
             scales += self.ranges.log2
         self.optimizer = torch.optim.Adam([{"params": others, "times": 1.0}, {"params": scales, "times": SCALE_LR}], lr=lr)
-        self.steps, self.lr, self.teaching, self.step, self.epochs_done = steps, lr, teaching, 0, 0
+        self.steps, self.lr, self.step, self.epochs_done = steps, lr, 0, 0
         self.history: History = []
 
     def train_on(self, batch: Batch) -> dict[str, float]:
@@ -130,12 +120,13 @@ class QuantTrainer:
         if not self.model.training:  # Brevitas' thousands of modules take their time
             self.model.train()
         x = images_to_input(batch[0]).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
+        with torch.no_grad(), watched(self.teacher) as theirs:
             taught = self.teacher(x)
-        maps = self.model(x)
+        with watched(self.model) as mine:
+            maps = self.model(x)
         losses = detection_loss(maps, batch[1])
-        losses["distillation"] = distillation_loss(maps, taught)
-        total = losses["loss"] + self.teaching * losses["distillation"]
+        losses["distillation"], losses["imitation"] = distillation_loss(maps, taught), imitation_loss(mine, theirs, maps[0], taught[0])
+        total = torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum()
         if not torch.isfinite(total):
             raise RuntimeError(f"training diverged at step {self.step}; a smaller lr than {self.lr} may help")
         self.optimizer.zero_grad()
@@ -226,9 +217,10 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, chosen.epochs * len(batches))
     free = chosen.free_ranges if chosen.epochs else 0.0
-    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, teaching=chosen.teaching, free_ranges=free, ema=chosen.ema)
-    weights = sum(float(value.double().sum()) for value in teacher.state_dict().values())  # another float.pt is another run
-    key = json.dumps([settings, config.to_json(), weights], sort_keys=True)
+    weights = {"data_loss": chosen.data_loss, "teaching": chosen.teaching, "imitation": chosen.imitation}
+    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, free_ranges=free, ema=chosen.ema, **weights)
+    total = sum(float(value.double().sum()) for value in teacher.state_dict().values())  # another float.pt is another run
+    key = json.dumps([settings, config.to_json(), total], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)
     views.fill()
     watch = _watch(trainer, data, folder.split, chosen, run / "quantize.best") if chosen.epochs else None

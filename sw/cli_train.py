@@ -147,9 +147,11 @@ def add_training(
         lr: Rate = None,
         weights: Annotated[list[str] | None, typer.Option(help="Bits of weights, 4 or PATTERN=8 by module path; repeatable.")] = None,
         activations: Annotated[list[str] | None, typer.Option(help="Bits of activations, likewise.")] = None,
+        imitation: Annotated[Number, typer.Option(min=0.0, help="Weight of what the float network computes on the way to them.")] = None,
         ema: Annotated[Number, typer.Option(help="How slowly the average of the weights forgets (0: no average).")] = None,
         norms: Annotated[Whole, typer.Option(min=0, help="Images to estimate batch norm from anew (0: as trained).")] = None,
         free_ranges: Annotated[Number, typer.Option(help="Share of training before activation scales snap to powers of two.")] = None,
+        data_loss: Annotated[Number, typer.Option(min=0.0, help="Weight of the data's loss.")] = None,
         teaching: Annotated[Number, typer.Option(min=0.0, help="Weight of the float network's maps beside the data's loss.")] = None,
         flip: Flip = None,
         augmentation: Augmentation = None,
@@ -165,8 +167,8 @@ def add_training(
     ) -> None:
         """Quantize to 4-bit weights and 8-bit activations (or others), with training, and export QONNX."""
         options = given(
-            epochs=epochs, batch=batch, lr=lr, norms=norms, free_ranges=free_ranges, teaching=teaching, ema=ema,
-            flip=flip, augmentation=augmentation, box_area=box_area,
+            epochs=epochs, batch=batch, lr=lr, norms=norms, free_ranges=free_ranges, data_loss=data_loss, teaching=teaching,
+            imitation=imitation, ema=ema, flip=flip, augmentation=augmentation, box_area=box_area,
             weights=parse_bits(weights, "weights", WEIGHTS), activations=parse_bits(activations, "activations", ACTIVATIONS),
             split=split, evaluate_split=evaluate_split, evaluate_every=evaluate_every, keep=keep, patience=patience, seed=seed,
         )  # fmt: skip

@@ -16,8 +16,10 @@ from models import checkpoint
 from models import train as training
 from models.batches import Batch, Order, Views
 from models.data.voc import VocFolder
+from models.detectors.codenet import Codenet, CodenetConfig
+from models.distillation import OUTPUTS_WEIGHT, PLACES, distillation_loss, imitation_loss, watched
 from models.frozen import FrozenNetwork
-from models.quantize import distillation_loss, load_quantized, quantize
+from models.quantize import load_quantized, quantize
 from models.schedules import cosine_lr
 from models.score import score, torch_network
 from models.train import make_config, train
@@ -159,6 +161,28 @@ def test_distillation_is_least_at_the_teachers_maps() -> None:
         other = [x.clone() for x in taught]
         other[index] = other[index] + 1
         assert distillation_loss(tuple(other), taught).item() > 0.01
+
+
+def test_imitation_compares_every_place_and_balances_the_classes() -> None:
+    model, other = (Codenet(CodenetConfig(size=(32, 32), decoder=(16, 8, 8), head_channels=8)).eval() for _ in range(2))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), watched(model) as mine, watched(other) as theirs:
+        heat, _, _ = model(x)
+        other(x)
+    assert set(mine) == set(theirs) == set(PLACES) and not any(module._forward_hooks for module in model.modules())
+    theirs = {path: torch.rand(2, 3, 4, 4) for path in PLACES}
+    assert imitation_loss(theirs, theirs, heat, heat).item() == 0.0
+    scaled = {path: 1.5 * value for path, value in theirs.items()}
+    assert imitation_loss(scaled, theirs, heat, heat).item() == pytest.approx(OUTPUTS_WEIGHT * 0.25)
+    one = theirs | {"stage3": torch.zeros_like(theirs["stage3"])}
+    assert imitation_loss(one, theirs, heat, heat).item() == pytest.approx(OUTPUTS_WEIGHT / len(PLACES))
+    taught = torch.full((1, 2, 4, 4), -20.0)  # one pixel of a rare class, four of another: each class counts alike
+    taught[0, 0, 0, 0] = taught[0, 1, :2, :2] = 0.0
+    off = [taught.clone() for _ in range(2)]
+    off[0][0, 0, 0, 0] = off[1][0, 1, :2, :2] = 1.0
+    rare, common = (imitation_loss(theirs, theirs, each, taught).item() for each in off)
+    divergence = -(np.log(1 / (1 + np.exp(-1))) + np.log(1 / (1 + np.exp(1)))) / 2 - np.log(2)
+    assert rare == pytest.approx(divergence / 2) and common == pytest.approx(divergence * 4 / 2 / 2)
 
 
 def test_views_depend_on_seed_epoch_and_index_alone(data: Path) -> None:
