@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,8 +15,10 @@ from hw.lib.core import MatVecCore
 from hw.lib.fifo import Fifo
 from hw.lib.finisher import MULTIPLIER_BITS, PARAMETERS, SHIFT_BITS, Finish, Finisher
 from hw.lib.memory import ReadPort
-from hw.lib.pool import InPool, OutPool, Region, choose, successor
+from hw.lib.pool import OutPool, Region, choose
 from hw.lib.slab import Blocks, SlabLoader
+from hw.lib.spool import Spool, Waiting
+from hw.lib.tiles import ChipTiles
 from hw.params import Ints, Ints2, Lanes, Multiplier, Range
 from hw.units.base import Unit, signature
 
@@ -26,7 +28,8 @@ class EngineLayer:
     """A pointwise convolution and its requantization (rounding half up): ``pixels`` a frame, ``weights`` (OC, IC), ``bias`` (OC,),
     ``multiplier`` and ``shift`` (OC,), clamp ``low``..``high``; ``i`` and ``o``: its streams, elements of at most 8 bits.
 
-    ``tile``: pixels of a job, a divisor of ``pixels``; ``in_slots``, ``out_slots``: tiles kept before and behind it.
+    ``tile``: pixels of a job, a divisor of ``pixels``; ``in_slots``, ``out_slots``: tiles kept before and behind it on chip, or
+    ``in_blocks``, ``out_blocks`` kept in memory.
     """
 
     pixels: int
@@ -41,11 +44,13 @@ class EngineLayer:
     tile: int
     in_slots: int = 1
     out_slots: int = 1
+    in_blocks: int = 0
+    out_blocks: int = 0
 
     @property
-    def beats(self) -> int:
-        """Beats of an input pixel."""
-        return self.i.beats(len(self.weights[0]))
+    def channels(self) -> int:
+        """Channels of an input pixel."""
+        return len(self.weights[0])
 
     @property
     def jobs(self) -> int:
@@ -57,6 +62,15 @@ class EngineLayer:
         return -(-len(self.weights) // pe)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spilled:
+    """Tiles that lie in external memory, and what else does: streams ``plain`` that only wait there; words of the rings on chip."""
+
+    operands: int
+    results: int
+    plain: Sequence[Waiting] = ()
+
+
 class EngineUnit(Unit):
     """Pointwise convolutions with requantization that share one matrix-vector core of PE × SIMD products a cycle.
 
@@ -64,15 +78,16 @@ class EngineUnit(Unit):
     begins when the tile is whole and there is room for its results, so no layer ever waits for another with the core in its hands. Layers
     with a job take turns. Its weights come from memory fold by fold, are used for all the tile's pixels, and the next fold's arrive
     meanwhile (:class:`SlabLoader`). The tiles of all layers lie in one pool in front and one pool behind, so a layer costs no buffer of
-    its own.
+    its own; or, with ``memory``, in queues in external memory (:class:`hw.lib.spool.Spool`), where other streams can wait, too.
 
     Throughput: an operand set a cycle as long as there are jobs and weights arrive in time: :attr:`frame_cycles`. A fold takes at least
     PE / ``lanes`` cycles a pixel. Latency: a tile's, plus the jobs before it.
 
-    Parameters: ``layers``; ``pe``; SIMD are the lanes of their inputs; ``lanes``: requantizers; ``multiplier``: kind; ``data_bits``: of the
-    memory's bus. ValueError if sizes or ranges do not fit.
+    Parameters: ``layers``; ``pe``; SIMD are the lanes of their inputs, or with ``memory`` the bytes of a word; ``lanes``: requantizers;
+    ``multiplier``: kind; ``data_bits``: of the memory's bus. ValueError if sizes or ranges do not fit.
 
-    Members: ``i0``, ``o0``, ``i1``...: the layers' streams; ``weights``: :class:`ReadPort`; what must lie there: :meth:`image`;
+    Members: ``i0``, ``o0``, ``i1``...: the layers' streams; ``weights``: :class:`ReadPort`; what must lie there: :meth:`image`; with
+    ``memory``, ``plain_i0``, ``plain_o0``...: the streams that only wait, and ``read``, ``write``: ports of the same region;
     ``acc0``...: sums with bias in the order of the jobs (tile by tile, in it fold by fold, pixel by pixel, ``lanes`` at a time), for the
     simulation to watch.
     """
@@ -80,50 +95,83 @@ class EngineUnit(Unit):
     ADDRESS_BITS = 32
 
     def __init__(
-        self, *, layers: Sequence[EngineLayer], pe: int, lanes: int = 1, multiplier: Multiplier = "inferred", data_bits: int = 128
-    ) -> None:
+        self, *, layers: Sequence[EngineLayer], pe: int, lanes: int = 1, multiplier: Multiplier = "inferred", data_bits: int = 128,
+        memory: Spilled | None = None,
+    ) -> None:  # fmt: skip
         _check(layers)
-        self.layers, self.pe, self.lanes, self.data_bits = list(layers), pe, lanes, data_bits
-        simd = layers[0].i.lanes
+        self.layers, self.pe, self.lanes, self.data_bits, self.memory = list(layers), pe, lanes, data_bits, memory
+        self.simd = simd = data_bits // 8 if memory else layers[0].i.lanes
         values = [w for layer in layers for row in layer.weights for w in row]
         self.bits = max(_sum_bits(layer) for layer in layers)
         weight = Range(low=min(*values, 0), high=max(*values, 1))
         self.core = MatVecCore(pe=pe, simd=simd, weight=weight, i=Lanes(lanes=simd, bits=8, signed=False), bits=self.bits, kind=multiplier)
         self.shift = min(s for layer in layers for s in layer.shift)
-        self.ins = InPool([Region(lanes=k.i, tile=k.tile * k.beats, slots=k.in_slots) for k in layers])
-        words = [k.o.beats(len(k.weights)) for k in layers]
-        self.outs = OutPool([Region(lanes=k.o, tile=k.tile * n, slots=k.out_slots) for k, n in zip(layers, words, strict=True)])
         size = -(-pe // (data_bits // PARAMETERS))
         columns = -(-self.core.dot.row_bits // data_bits)
         blocks, address = [], 0
         for k in layers:
-            blocks.append(Blocks(address=address, folds=k.folds(pe), rows=k.beats))
-            address += blocks[-1].folds * (k.beats * columns + size) * data_bits // 8
-        self.region_bytes = address
+            blocks.append(Blocks(address=address, folds=k.folds(pe), rows=self.rows(k)))
+            address += blocks[-1].folds * (self.rows(k) * columns + size) * data_bits // 8
+        self.weight_bytes = address
+        self.tiles = self.on_chip() if memory is None else self.in_memory(memory)
+        self.region_bytes = self.tiles.end_bytes if isinstance(self.tiles, Spool) else address
         self.loader = SlabLoader(
             blocks, row_bits=self.core.dot.row_bits, parameter_words=size, data_bits=data_bits, address_bits=self.ADDRESS_BITS
         )
         finishes = [
-            Finish(tile=k.tile, folds=k.folds(pe), channels=len(k.weights), words=n, low=k.low, high=k.high)
-            for k, n in zip(layers, words, strict=True)
+            Finish(tile=k.tile, folds=k.folds(pe), channels=len(k.weights), words=self.words(k), low=k.low, high=k.high) for k in layers
         ]
-        self.finisher = Finisher(finishes, pe=pe, bits=self.bits, lanes=lanes, shift=self.shift, data_bits=data_bits, out=self.outs)
+        self.finisher = Finisher(
+            finishes, pe=pe, bits=self.bits, lanes=lanes, shift=self.shift, data_bits=data_bits, size=self.tiles.bytes,
+            out=self.tiles.signature.members["outs"].signature, clear=memory is not None,
+        )  # fmt: skip
         self.acc = Lanes(lanes=lanes, bits=self.bits, signed=True)
         # A stream to watch: nobody need take its beats, so ready is up unless it is driven.
         seen = wiring.Signature({"payload": Out(data.ArrayLayout(signed(self.bits), lanes)), "valid": Out(1), "ready": In(1, init=1)})
         super().__init__({
             **{f"i{n}": In(signature(k.i)) for n, k in enumerate(layers)},
             **{f"o{n}": Out(signature(k.o)) for n, k in enumerate(layers)},
-            "weights": Out(ReadPort(address_bits=self.ADDRESS_BITS, data_bits=data_bits)),
+            "weights": Out(ReadPort(address_bits=self.ADDRESS_BITS, data_bits=data_bits)), **self._spooled(),
             **{f"acc{n}": Out(seen) for n in range(len(layers))},
         })  # fmt: skip
+
+    def rows(self, layer: EngineLayer) -> int:
+        """Operand sets of a pixel."""
+        return -(-layer.channels // self.simd)
+
+    def words(self, layer: EngineLayer) -> int:
+        """Words of a pixel's results."""
+        return -(-len(layer.weights) // self.simd)
+
+    def on_chip(self) -> ChipTiles:
+        """Pools on chip."""
+        fronts = [Region(lanes=k.i, tile=k.tile * self.rows(k), slots=k.in_slots) for k in self.layers]
+        return ChipTiles(fronts, [Region(lanes=k.o, tile=k.tile * self.words(k), slots=k.out_slots) for k in self.layers])
+
+    def in_memory(self, memory: Spilled) -> Spool:
+        """Queues in memory, behind the weights."""
+        fronts = [Waiting(lanes=k.i, beats=k.i.beats(k.channels), capacity=k.in_blocks, tile=k.tile) for k in self.layers]
+        backs = [Waiting(lanes=k.o, beats=k.o.beats(len(k.weights)), capacity=k.out_blocks, tile=k.tile) for k in self.layers]
+        return Spool(
+            plain=memory.plain, fronts=fronts, backs=backs, base=self.weight_bytes, operands=memory.operands, results=memory.results,
+            address_bits=self.ADDRESS_BITS, data_bits=self.data_bits,
+        )  # fmt: skip
+
+    def _spooled(self) -> dict[str, Any]:
+        """Members of an engine whose tiles lie in memory."""
+        if self.memory is None:
+            return {}
+        members: dict[str, Any] = {name: Out(self.tiles.signature.members[name].signature) for name in ("read", "write")}
+        for k, queue in enumerate(self.memory.plain):
+            members |= {f"plain_i{k}": In(signature(queue.lanes)), f"plain_o{k}": Out(signature(queue.lanes))}
+        return members
 
     @property
     def frame_cycles(self) -> int:
         """All jobs of a frame, one after the other; a job takes its operand sets, or its weights' words if those are more."""
         total = 0
         for k, b in zip(self.layers, self.loader.layers, strict=True):
-            total += k.jobs * b.folds * max(k.tile * max(k.beats, self.pe // self.lanes), self.loader.words(b))
+            total += k.jobs * b.folds * max(k.tile * max(b.rows, self.pe // self.lanes), self.loader.words(b))
         return total
 
     @property
@@ -140,11 +188,12 @@ class EngineUnit(Unit):
         size = self.data_bits // 8
         simd, parts = self.core.dot.simd, []
         for layer in self.layers:
-            rows = [[*row, *[0] * (layer.beats * simd - len(row))] for row in layer.weights]
-            rows += [[0] * layer.beats * simd] * (layer.folds(self.pe) * self.pe - len(rows))
+            width = self.rows(layer) * simd
+            rows = [[*row, *[0] * (width - len(row))] for row in layer.weights]
+            rows += [[0] * width] * (layer.folds(self.pe) * self.pe - len(rows))
             for first in range(0, len(rows), self.pe):
                 fold = rows[first : first + self.pe]
-                for n in range(0, layer.beats * simd, simd):
+                for n in range(0, width, simd):
                     word = self.core.dot.encode([row[n : n + simd] for row in fold])
                     parts.append(word.to_bytes(self.loader.columns * size, "little"))
                 values = [self._parameters(layer, c) if c < len(layer.weights) else 0 for c in range(first, first + self.pe)]
@@ -153,7 +202,7 @@ class EngineUnit(Unit):
 
     def _parameters(self, layer: EngineLayer, channel: int) -> int:
         """Bias without what the core adds (packing, signed inputs moved up by 128), multiplier, shift."""
-        bias = layer.bias[channel] - layer.beats * self.core.dot.offset - 128 * layer.i.signed * sum(layer.weights[channel])
+        bias = layer.bias[channel] - self.rows(layer) * self.core.dot.offset - 128 * layer.i.signed * sum(layer.weights[channel])
         widths = (self.bits, MULTIPLIER_BITS, SHIFT_BITS)
         value, at = 0, 0
         for field, bits in zip((wrap(bias, self.bits), layer.multiplier[channel], layer.shift[channel] - self.shift), widths, strict=True):
@@ -163,11 +212,15 @@ class EngineUnit(Unit):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.ins, m.submodules.outs, m.submodules.core = self.ins, self.outs, self.core
+        m.submodules.tiles, m.submodules.core = self.tiles, self.core
         m.submodules.loader, m.submodules.finisher = self.loader, self.finisher
-        for n in range(len(self.layers)):
-            wiring.connect(m, wiring.flipped(getattr(self, f"i{n}")), getattr(self.ins, f"i{n}"))
-            wiring.connect(m, getattr(self.outs, f"o{n}"), wiring.flipped(getattr(self, f"o{n}")))
+        plain = len(self.memory.plain) if self.memory else 0
+        for n in range(plain + len(self.layers)):
+            into, out = (f"plain_i{n}", f"plain_o{n}") if n < plain else (f"i{n - plain}", f"o{n - plain}")
+            wiring.connect(m, wiring.flipped(getattr(self, into)), getattr(self.tiles, f"i{n}"))
+            wiring.connect(m, getattr(self.tiles, f"o{n}"), wiring.flipped(getattr(self, out)))
+        for name in ("read", "write") if self.memory else ():
+            wiring.connect(m, getattr(self.tiles, name), wiring.flipped(getattr(self, name)))
         wiring.connect(m, self.loader.memory, wiring.flipped(self.weights))
         jobs = self.issue(m, 4)
         wiring.connect(m, jobs[0].o, self.loader.fetch)
@@ -178,26 +231,21 @@ class EngineUnit(Unit):
         return m
 
     def issue(self, m: Module, count: int) -> list[Fifo]:
-        """Looks at one layer a cycle; its job goes to all queues if there is one."""
-        n = len(self.layers)
-        lanes = Lanes(lanes=1, bits=max((n - 1).bit_length(), 1), signed=False)
+        """The job that is offered goes to all queues."""
+        tiles = self.tiles
+        lanes = Lanes(lanes=1, bits=max((len(self.layers) - 1).bit_length(), 1), signed=False)
         queues = [Fifo(lanes, 3, "registers") for _ in range(count)]
         for k, queue in enumerate(queues):
             m.submodules[f"jobs{k}"] = queue
-        turn, go, room = Signal(range(n)), Signal(), Signal()
-        m.d.comb += room.eq(queues[0].i.ready & queues[1].i.ready & queues[2].i.ready & queues[3].i.ready)
-        m.d.comb += go.eq(room & self.ins.full.bit_select(turn, 1) & self.outs.room.bit_select(turn, 1))
-        m.d.comb += [self.ins.claim.eq(go), self.ins.claimed.eq(turn), self.outs.reserve.eq(go), self.outs.reserved.eq(turn)]
-        for queue in queues:
-            m.d.comb += [queue.i.valid.eq(go), queue.i.payload[0].eq(turn)]
-        m.d.sync += turn.eq(successor(turn, n))
+            m.d.comb += [queue.i.valid.eq(tiles.claim), queue.i.payload[0].eq(tiles.offered)]
+        m.d.comb += tiles.claim.eq(tiles.offer & Cat(queue.i.ready for queue in queues).all())
         return queues
 
     def run(self, m: Module, jobs: stream.Interface) -> None:
         """The core's steps: fold by fold, in each pixel by pixel, beat by beat."""
-        core, ins, loader = self.core, self.ins, self.loader
+        core, ins, loader = self.core, self.tiles.ins, self.loader
         layer, chosen, running = Signal(range(len(self.layers))), Signal(), Signal()
-        tables = {"beats": [k.beats - 1 for k in self.layers], "pixels": [k.tile - 1 for k in self.layers]}
+        tables = {"beats": [self.rows(k) - 1 for k in self.layers], "pixels": [k.tile - 1 for k in self.layers]}
         tables["folds"] = [k.folds(self.pe) - 1 for k in self.layers]
         last = {n: Signal(range(max(v) + 1), name=f"last_{n}") for n, v in tables.items()}
         at = {n: Signal.like(s, name=f"at_{n}") for n, s in last.items()}
@@ -205,7 +253,7 @@ class EngineUnit(Unit):
         m.d.comb += [jobs.ready.eq(~chosen & ~running), ins.released.eq(layer)]
         with m.If(jobs.ready & jobs.valid):
             m.d.sync += [layer.eq(jobs.payload[0]), chosen.eq(1)]
-        with m.If(chosen):
+        with m.If(chosen & ins.loaded):
             m.d.sync += [last[n].eq(choose(m, f"of_{n}", layer, v)) for n, v in tables.items()]
             m.d.sync += [base.eq(ins.first), place.eq(ins.first), chosen.eq(0), running.eq(1)]
         step, issue = Signal(), Signal()
@@ -228,10 +276,10 @@ class EngineUnit(Unit):
 
     def finish(self, m: Module) -> None:
         """Accumulators to the finisher, bytes to the pool; the sums for the simulation."""
-        end, outs, loader = self.finisher, self.outs, self.loader
+        end, outs, loader = self.finisher, self.tiles.outs, self.loader
         m.d.comb += [end.accs.eq(self.core.o), end.valid.eq(self.core.done), end.first.eq(outs.first), end.parameters.eq(loader.parameters)]
         m.d.comb += [loader.slot.eq(end.slot), loader.word.eq(end.word)]
-        m.d.comb += [getattr(outs, n).eq(getattr(end, n)) for n in ("addr", "mask", "data", "finish", "finished", "begin", "filling")]
+        m.d.comb += [getattr(outs, n).eq(getattr(end, n)) for n in OutPool.FILL]
         for n in range(len(self.layers)):
             seen = getattr(self, f"acc{n}")
             m.d.comb += [seen.valid.eq(end.sum_valid & (end.sum_layer == n)), seen.payload.eq(end.sum)]

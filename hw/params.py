@@ -111,6 +111,10 @@ class Window:
         return sizes[0], sizes[1]
 
 
+#: How much faster than its input a unit with a tight line buffer must be (hw.lib.window; strides of 1 and 2).
+RESTS = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeformRing:
     """The ring of a deformable unit, in rows of the map that arrives, ``height`` of them, frame after frame.

@@ -13,6 +13,8 @@ from hw.params import Lanes
 
 #: Commands of each port that the memory accepts ahead.
 COMMANDS = 16
+#: Bytes that a command writes at most, if the unit does not say (``row_bytes``).
+ROW = 4096
 
 
 def memory_ports(unit: Any) -> dict[str, ReadPort | WritePort]:
@@ -99,7 +101,8 @@ class InMemory(wiring.Component):  # type: ignore[misc]
         """Words wait in a queue until their command is complete and ``latency`` cycles have passed."""
         sink = words.write_port()
         fifo, address, count = self.queue(m, f"{name}_commands", port, self.willing(4))
-        m.submodules.data = data = Fifo(Lanes(lanes=self.bits, bits=1, signed=False), 2 * self.unit.row_bytes * 8 // self.bits + COMMANDS)
+        rows = 2 * getattr(self.unit, "row_bytes", ROW) * 8 // self.bits
+        m.submodules.data = data = Fifo(Lanes(lanes=self.bits, bits=1, signed=False), rows + COMMANDS)
         willing = self.willing(13)
         m.d.comb += [data.i.valid.eq(port.data.valid & willing), data.i.payload.as_value().eq(port.data.payload)]
         m.d.comb += port.data.ready.eq(data.i.ready & willing)

@@ -21,12 +21,12 @@ from sw import estimate
 from sw.detections import Boxes, heads, with_decoder
 from sw.engine import ENGINE, EnginePlan, members
 from sw.errors import CompileError
-from sw.estimate import Area
 from sw.files import new_folder
+from sw.folding.fit import built, fit
 from sw.folding.fold import Fold, choose, cycles, read_engine, read_pins, shared_folds
 from sw.folding.kept import kept, shape_of
 from sw.folding.schedule import size_fifos
-from sw.folding.search import Choice, search
+from sw.folding.search import Choice
 from sw.frontends import qonnx
 from sw.graph import Graph
 from sw.lower import Design, identifier, lower
@@ -108,26 +108,11 @@ def searched(
     graph: Graph, device: Device, target: int | None, multiplier: Multiplier | None, pins: dict[str, Fold] | None,
     engine: EnginePlan | None, step: Step,
 ) -> tuple[Design, Choice]:  # fmt: skip
-    """The design of the folds that a search finds. It looks twice, since queues and gearboxes are known only after the first time, and not
-    at all if it has looked at a network of these shapes before."""
-
-    def built(choice: Choice) -> Design:
-        step("building units and sizing FIFOs")
-        design = lower(graph, choice.folds, choice.engine)
-        design.links = size_fifos(design)
-        return design
-
-    def looked() -> Choice:
-        around = Area()
-        for look in ("a first time", "beside its queues and gearboxes"):
-            step(f"choosing foldings, {look}")
-            choice = search(graph, device, target=target, multiplier=multiplier, pins=pins, engine=engine, around=around, step=step)
-            around = estimate.around(built(choice)) if look == "a first time" else around
-        return choice
-
+    """The design of the folds that a search finds (sw/folding/fit.py), not searched again for a network of the same shapes."""
     options = [repr(x) for x in (device, target, multiplier, sorted((pins or {}).items()), engine)]
-    choice = kept([source_hash(), shape_of(graph), *options], looked)
-    return built(choice), choice
+    choice = kept([source_hash(), shape_of(graph), *options], lambda: fit(graph, device, target, multiplier, pins, engine, step))
+    step("building units and sizing FIFOs")
+    return built(graph, choice), choice
 
 
 def _write_verilog(design: Design, folder: Path, axi: bool, step: Step) -> None:

@@ -2,15 +2,16 @@
 """Which pointwise convolutions share the engine (hw/engine.py), and what that takes."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
-from hw.engine import EngineLayer, EngineUnit
+from hw.engine import EngineLayer, EngineUnit, Spilled
 from hw.lib.dot import Dot
 from hw.lib.finisher import PARAMETERS
 from hw.lib.packing import packing_of
+from hw.lib.spool import Waiting
 from hw.params import Lanes, Multiplier, Range
 from sw.errors import CompileError
 from sw.graph import Graph, Node
@@ -27,17 +28,23 @@ BYTE = Range(low=0, high=255)
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A layer's place on the engine: pixels of a job, and tiles kept before and behind it."""
+    """A layer's place on the engine: pixels of a job, and tiles kept before and behind it on chip, or blocks kept in memory."""
 
     tile: int
     in_slots: int = 1
     out_slots: int = 1
+    in_blocks: int = 0
+    out_blocks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlan:
     """The shared engine of a design: its size, and the convolutions (by node name) that it computes, each with the requantization behind
-    it."""
+    it.
+
+    ``store``: where its tiles wait; in external memory ``simd`` are the bytes of a word, the rings on chip hold ``operands`` and
+    ``results`` words, and ``queues`` says which other links wait there: (unit.port of the reader) to blocks.
+    """
 
     pe: int
     simd: int
@@ -45,10 +52,19 @@ class EnginePlan:
     multiplier: Multiplier = "inferred"
     data_bits: int = 128
     places: Mapping[str, Place] = field(default_factory=dict)
+    store: Literal["chip", "memory"] = "chip"
+    operands: int = 0
+    results: int = 0
+    queues: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def stream(self) -> int:
+        """Lanes of all its streams: in memory two beats make a word."""
+        return self.simd // 2 if self.store == "memory" else self.simd
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return asdict(self) | {"places": {n: asdict(p) for n, p in self.places.items()}}
+        return asdict(self) | {"places": {n: asdict(p) for n, p in self.places.items()}, "queues": dict(self.queues)}
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> EnginePlan:
@@ -95,8 +111,8 @@ def lanes(kind: TensorType, count: int) -> Lanes:
     return Lanes(lanes=count, bits=kind.bits, signed=kind.signed)
 
 
-def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
-    """The engine's unit. CompileError if the plan does not fit."""
+def build(graph: Graph, plan: EnginePlan, plain: Sequence[Waiting] = ()) -> EngineUnit:
+    """The engine's unit; ``plain``: streams that wait in memory beside its tiles. CompileError if the plan does not fit."""
     layers = []
     for name, (conv, requant) in members(graph, plan).items():
         place = plan.places[name]
@@ -105,10 +121,16 @@ def build(graph: Graph, plan: EnginePlan) -> EngineUnit:
         layers.append(EngineLayer(
             pixels=x.pixels, weights=conv.op.weights.reshape(len(conv.op.weights), -1).tolist(), bias=conv.op.bias.tolist(),
             multiplier=requant.op.multiplier.tolist(), shift=requant.op.shift.tolist(), low=requant.op.low, high=requant.op.high,
-            i=lanes(x, plan.simd), o=lanes(y, plan.simd), tile=place.tile, in_slots=place.in_slots, out_slots=place.out_slots,
+            i=lanes(x, plan.stream), o=lanes(y, plan.stream), tile=place.tile, in_slots=place.in_slots, out_slots=place.out_slots,
+            in_blocks=place.in_blocks, out_blocks=place.out_blocks,
         ))  # fmt: skip
+    memory = Spilled(operands=plan.operands, results=plan.results, plain=plain) if plan.store == "memory" else None
+    if memory and plan.simd * 8 != plan.data_bits:
+        raise CompileError(f"the engine cannot be built: with tiles in memory simd must be {plan.data_bits // 8}, not {plan.simd}")
     try:
-        return EngineUnit(layers=layers, pe=plan.pe, lanes=plan.lanes, multiplier=plan.multiplier, data_bits=plan.data_bits)
+        return EngineUnit(
+            layers=layers, pe=plan.pe, lanes=plan.lanes, multiplier=plan.multiplier, data_bits=plan.data_bits, memory=memory
+        )  # fmt: skip
     except ValueError as error:
         raise CompileError(f"the engine cannot be built: {error}") from None
 

@@ -12,6 +12,7 @@ from hw.lib.deform_memory import DeformMemoryUnit
 from hw.lib.fork import Fork
 from hw.lib.memory import ReadPort
 from hw.lib.regroup import Regroup
+from hw.lib.spool import Waiting
 from hw.params import Lanes
 from hw.top import Accelerator, Link, Port, plain_input
 from hw.units.add import AddUnit
@@ -91,6 +92,8 @@ def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
         o=o,
         taps=fold.taps,
         multiplier=fold.multiplier,
+        tight=fold.tight,
+        memory=fold.memory,
     )
 
 
@@ -152,7 +155,9 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold
     Depthwise: lambda op, t, i, o, f: _depthwise(op, t[0], i, o, f),
     Deform: lambda op, t, i, o, f: _deform(op, t, i, o, f),
     Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o, f),
-    MaxPool: lambda op, t, i, o, f: MaxPoolUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i),
+    MaxPool: lambda op, t, i, o, f: MaxPoolUnit(
+        height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i, tight=f.tight
+    ),
     Upsample: lambda op, t, i, o, f: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
     Split: lambda op, t, i, o, f: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),
     Concat: lambda op, t, i, o, f: ConcatUnit(
@@ -190,6 +195,7 @@ class Design:
     ports: dict[str, Port] = field(default_factory=dict)
     memories: dict[str, tuple[str, str]] = field(default_factory=dict)
     controls: dict[str, tuple[str, str]] = field(default_factory=dict)
+    waiting: list[Waiting] = field(default_factory=list)
 
     @property
     def probes(self) -> dict[str, Port]:
@@ -233,7 +239,8 @@ class Design:
         for entry, (unit, _) in zip(ports, self.memories.values(), strict=True):
             made: Any = self.units[unit]
             if entry["filled"]:
-                image[entry["base"] : entry["base"] + entry["bytes"]] = made.image()
+                filled = made.image()
+                image[entry["base"] : entry["base"] + len(filled)] = filled
         return bytes(image)
 
     def accelerator(self, *, probes: bool = False, modules: Mapping[str, VerilogModule] | None = None) -> Accelerator:
@@ -262,6 +269,9 @@ def lower(graph: Graph, folds: Mapping[str, Fold], engine: EnginePlan | None = N
             _enter(design, tensor, ports)
         elif ports:
             _connect(design, design.ports[tensor], ports, graph.tensors[tensor].type)
+    if engine and engine.queues:
+        _check_queues(design, engine)
+        design.units[ENGINE] = build(graph, engine, design.waiting)
     return design
 
 
@@ -277,7 +287,8 @@ def _share(design: Design, readers: dict[str, list[Port]]) -> set[str]:
         design.ports[conv.outputs[0]] = Port(unit=ENGINE, port=f"acc{k}", lanes=unit.acc)
         design.ports[requant.outputs[0]] = Port(unit=ENGINE, port=f"o{k}", lanes=layer.o)
         shared |= {conv.name, requant.name}
-    design.memories[f"{ENGINE}_weights"] = (ENGINE, "weights")
+    ports = ("weights", "read", "write") if design.engine.store == "memory" else ("weights",)
+    design.memories |= {f"{ENGINE}_{port}": (ENGINE, port) for port in ports}
     return shared
 
 
@@ -340,7 +351,39 @@ def _connect(design: Design, source: Port, targets: Sequence[Port], kind: Tensor
             design.links.append(Link(source=start, target=Port(unit=name, port="i", lanes=source.lanes)))
             at = Port(unit=name, port="o", lanes=group[0].lanes)
         for branch, target in zip(_fork(design, at, len(group), f"{at.unit}_{at.port}_fork{width}"), group, strict=True):
-            design.links.append(Link(source=branch, target=target))
+            _link(design, branch, target, kind)
+
+
+def _link(design: Design, source: Port, target: Port, kind: TensorType) -> None:
+    """A link, or two with a queue in memory between."""
+    capacity = design.engine.queues.get(f"{target.unit}.{target.port}") if design.engine else None
+    if capacity is None:
+        design.links.append(Link(source=source, target=target))
+        return
+    assert design.engine is not None
+    beats, k = lanes(kind, design.engine.stream), len(design.waiting)
+    design.waiting.append(Waiting(lanes=beats, beats=beats.beats(kind.channels), capacity=capacity))
+    _geared(design, source, Port(unit=ENGINE, port=f"plain_i{k}", lanes=beats), kind)
+    _geared(design, Port(unit=ENGINE, port=f"plain_o{k}", lanes=beats), target, kind)
+
+
+def _geared(design: Design, source: Port, target: Port, kind: TensorType) -> None:
+    """A link, with a gearbox if the ends differ."""
+    if source.lanes != target.lanes:
+        name = f"{source.unit}_{source.port}_for_{target.unit}_{target.port}"
+        design.units[name] = Regroup(channels=kind.channels, i=source.lanes, o_lanes=target.lanes.lanes, pixels=kind.pixels)
+        design.links.append(Link(source=source, target=Port(unit=name, port="i", lanes=source.lanes)))
+        source = Port(unit=name, port="o", lanes=target.lanes)
+    design.links.append(Link(source=source, target=target))
+
+
+def _check_queues(design: Design, engine: EnginePlan) -> None:
+    """Queues in memory move whole blocks, and are there for links that exist."""
+    if engine.store != "memory":
+        raise CompileError("the engine's plan has queues in memory, so its store must be memory")
+    known = {f"{k.target.unit}.{k.target.port}" for k in design.links}
+    if unknown := sorted(set(engine.queues) - known):
+        raise CompileError(f"the engine's plan has queues before {', '.join(unknown)}, which the design does not have")
 
 
 def _fork(design: Design, source: Port, count: int, name: str) -> Iterable[Port]:

@@ -39,27 +39,31 @@ class Finisher(wiring.Component):
     the last fold has too many are left out. Nothing stalls it; ``take`` is up when the accumulators at ``accs`` are taken, at most every
     PE / lanes cycles. Six cycles from ``take`` to the first byte.
 
+    ``clear``: what a word holds besides is 0; else it stays as it was.
+
     Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`;
-    ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: as of :class:`OutPool`; ``sum``,
+    ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``,
     ``sum_valid``, ``sum_layer``: accumulators with bias as they pass, for the simulation.
     """
 
-    def __init__(self, layers: Sequence[Finish], *, pe: int, bits: int, lanes: int, shift: int, data_bits: int, out: Any) -> None:
+    def __init__(
+        self, layers: Sequence[Finish], *, pe: int, bits: int, lanes: int, shift: int, data_bits: int, size: int, out: wiring.Signature,
+        clear: bool = False,
+    ) -> None:  # fmt: skip
         per_word = data_bits // PARAMETERS
-        if pe % lanes or per_word % lanes or out.bytes % lanes:
-            raise ValueError(f"requantizers must divide PE {pe}, {per_word} parameters a word and {out.bytes} bytes, not be {lanes!r}")
+        if pe % lanes or per_word % lanes or size % lanes:
+            raise ValueError(f"requantizers must divide PE {pe}, {per_word} parameters a word and {size} bytes, not be {lanes!r}")
         if bits + MULTIPLIER_BITS + SHIFT_BITS > PARAMETERS:
             raise ValueError(f"accumulators must have at most {PARAMETERS - MULTIPLIER_BITS - SHIFT_BITS} bits, not {bits!r}")
         self.layers, self.pe, self.bits, self.lanes, self.shift, self.per_word = list(layers), pe, bits, lanes, shift, per_word
-        self.bytes = out.bytes
+        self.bytes, self.clear = size, clear
         self.clamps = list(dict.fromkeys((f.low, f.high) for f in layers))
         index = range(len(layers))
-        names = ("addr", "mask", "data", "finish", "finished", "begin", "filling")
         super().__init__({
             "job": In(signature(Lanes(lanes=1, bits=max((len(layers) - 1).bit_length(), 1), signed=False))),
             "accs": In(data.ArrayLayout(signed(bits), pe)), "valid": In(1), "take": Out(1),
             "slot": Out(range(PARAMETER_SLOTS)), "word": Out(range(max(-(-pe // per_word), 2))), "parameters": In(data_bits),
-            "first": In(out.signature.members["first"].shape), **{n: out.signature.members[n].flip() for n in names},
+            **dict(out.members.items()),
             "sum": Out(data.ArrayLayout(signed(bits), lanes)), "sum_valid": Out(1), "sum_layer": Out(index),
         })  # fmt: skip
 
@@ -158,7 +162,14 @@ class Finisher(wiring.Component):
             m.d.comb += self.sum[j].eq(total)
         m.d.comb += [self.sum_valid.eq(valid[2]), self.sum_layer.eq(chains["layer"][2])]
         used, lane = chains["used"][5], chains["lane"][5]
-        m.d.comb += [self.addr.eq(chains["word"][5]), self.data.eq(Cat(results).replicate(self.bytes // self.lanes))]
+        copies = self.bytes // self.lanes
+        m.d.comb += [self.addr.eq(chains["word"][5]), self.data.eq(Cat(results).replicate(copies))]
         m.d.comb += [self.finish.eq(finish[5]), self.finished.eq(chains["layer"][5])]
         with m.If(valid[5]):
             m.d.comb += self.mask.eq(Cat(used) << lane)
+        if self.clear:
+            with m.If(lane == 0):
+                first = Cat(Mux(used[j], byte, 0) for j, byte in enumerate(results))
+                m.d.comb += self.data.eq(Cat(first, Const(0, 8 * self.bytes - len(first))))
+                with m.If(valid[5]):
+                    m.d.comb += self.mask.eq(used[0].replicate(self.bytes))

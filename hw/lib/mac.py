@@ -13,7 +13,7 @@ from hw.lib.ring import counter
 from hw.lib.rom import Rom
 from hw.lib.soft import booth, booth_sum
 from hw.lib.store import rows_of
-from hw.params import Ints, Ints2, Lanes, Multiplier
+from hw.params import Ints, Ints2, Lanes, Multiplier, RomKind
 from hw.units.base import signature
 
 
@@ -37,20 +37,23 @@ class Mac(wiring.Component):
     Parameters: ``weights`` (taps, channels), ``bias`` (channels,), ``i`` lanes of the words, ``o`` lanes of the results: as
     many, signed, with bits enough for every sum (intermediate sums may wrap). Unused lanes of ``o`` are 0.
     ``multiplier``: "dsp48e2" has a slice a lane that also accumulates, "soft" Booth digits in logic; others leave a product to the tools.
+    ``memory``: place of the weights.
     Raises ValueError if sizes do not agree or the bias does not fit ``o``.
     """
 
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, weights: Ints2, bias: Ints, i: Lanes, o: Lanes, multiplier: Multiplier = "inferred") -> None:
+    def __init__(
+        self, *, weights: Ints2, bias: Ints, i: Lanes, o: Lanes, multiplier: Multiplier = "inferred", memory: RomKind = "auto"
+    ) -> None:  # fmt: skip
         if not weights or any(len(row) != len(bias) for row in weights):
             raise ValueError(f"weights must be (taps, {len(bias)}) like the bias, not {[len(row) for row in weights]}")
         if o.lanes != i.lanes or not o.signed:
             raise ValueError(f"o must be signed and have {i.lanes} lanes like i, not {o!r}")
         if bits_for(bias) > o.bits:
             raise ValueError(f"bias must fit {o.bits} bits, not {min(bias)}..{max(bias)}")
-        self.lanes, self.out, self.taps, self.multiplier = i, o, len(weights), multiplier
+        self.lanes, self.out, self.taps, self.multiplier, self.memory = i, o, len(weights), multiplier, memory
         self._bias = words_of(bias, i.lanes)
         by_tap = [words_of(row, i.lanes) for row in weights]
         self._weights = [by_tap[tap][group] for group in range(len(self._bias)) for tap in range(self.taps)]
@@ -66,7 +69,7 @@ class Mac(wiring.Component):
         lanes, groups, taps = self.lanes.lanes, len(self._bias), self.taps
         bits = bits_for(v for word in self._weights for v in word)
         # Weights are read ahead: block RAM is slow, so that only registers stand behind it.
-        m.submodules.weights = weights = Rom([pack_row(word, bits) for word in self._weights], bits * lanes)
+        m.submodules.weights = weights = Rom([pack_row(word, bits) for word in self._weights], bits * lanes, self.memory)
         step, read, taken = Signal(), Signal(), Signal()  # read: the next word's weights are there
         m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step & read), taken.eq(self.i.valid & self.i.ready)]
         m.d.comb += [weights.en.eq(taken | ~read), weights.next.eq(weights.en)]

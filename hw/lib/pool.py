@@ -2,7 +2,7 @@
 """Memories that many streams share: each stream has a region of whole tiles, filled by one side and emptied by the other."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,12 +35,17 @@ def successor(value: Value, size: int) -> Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A stream's place in a pool: ``slots`` tiles of ``tile`` words, from word ``base`` on."""
+    """A stream's place in a pool: ``slots`` tiles of ``tile`` words, from word ``base`` on.
+
+    With ``pad``, a word that nobody uses follows every ``beats`` words (a pixel's), so that pixels begin at even words; ``tile`` is even.
+    """
 
     lanes: Lanes
     tile: int
     slots: int
     base: int = 0
+    beats: int = 0
+    pad: bool = False
 
     @property
     def words(self) -> int:
@@ -53,6 +58,30 @@ def placed(regions: Sequence[Region]) -> list[Region]:
     for region in regions:
         result.append(replace(region, base=sum(r.words for r in result)))
     return result
+
+
+def ends_pixel(m: Module, name: str, region: Region, step: Value) -> Value:
+    """Whether this word is the last one of a pixel that a pad follows; ``step``: a word goes by."""
+    if not region.pad:
+        return Const(0)
+    beat = Signal(range(region.beats), name=name)
+    last = beat == region.beats - 1
+    with m.If(step):
+        m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+    return last
+
+
+def ends_tile(place: Value, skip: Value, region: Region, base: int = 0) -> Value:
+    """Whether the word at ``place`` is the last of a tile, or the last before its pad."""
+    ends = [base + s * region.tile - 1 for s in range(1, region.slots + 1)]
+    return Cat(place == e for e in ends).any() | (skip & Cat(place == e - 1 for e in ends).any() if region.pad else Const(0))
+
+
+def next_place(place: Value, skip: Value, region: Region, base: int = 0) -> Value:
+    """The word behind ``place``, round and round."""
+    last = base + region.words - 1
+    over = (place == last) | (skip & (place == last - 1)) if region.pad else place == last
+    return Mux(over, base, place + 1 + skip)
 
 
 def as_bytes(payload: Any, lanes: Lanes) -> Value:
@@ -122,10 +151,11 @@ class InPool(Pool):
             claimed, released = self.claim & (self.claimed == k), self.release & (self.released == k)
             room = used[k] != region.slots
             m.d.comb += [port.ready.eq((turn == k) & room), store.eq(port.ready & port.valid)]
-            m.d.comb += whole.eq(store & Cat(place == s * region.tile - 1 for s in range(1, region.slots + 1)).any())
+            skip = ends_pixel(m, f"beat{k}", region, store)
+            m.d.comb += whole.eq(store & ends_tile(place, skip, region))
             with m.If(store):
                 m.d.sync += [word.eq(as_bytes(port.payload, region.lanes)), at.eq(region.base + place)]
-                m.d.sync += place.eq(successor(place, region.words))
+                m.d.sync += place.eq(next_place(place, skip, region))
             # A tile is offered when its last word is in the memory.
             m.d.sync += [late.eq(whole), used[k].eq(used[k] + whole - released), waiting[k].eq(waiting[k] + late - claimed)]
             m.d.comb += self.full[k].eq(waiting[k] != 0)
@@ -139,7 +169,8 @@ class InPool(Pool):
 
 
 class OutPool(Pool):
-    """One memory to streams: tiles are written in any order of their bytes and leave word by word.
+    """One memory to streams: tiles are written in any order of their bytes and leave word by word. With ``moved``, signed elements had 128
+    added (:func:`as_bytes`).
 
     ``reserve`` promises a slot of a stream that has ``room``; ``first`` is the first word of the slot that stream ``filling`` fills next,
     ``begin`` takes it; with ``finish`` the tile is whole and leaves. Each stream has a register; the streams take turns to fill it, one a
@@ -149,8 +180,11 @@ class OutPool(Pool):
     ``reserve``, ``begin``, ``finish`` for the streams ``reserved``, ``filling``, ``finished``.
     """
 
-    def __init__(self, regions: Sequence[Region]) -> None:
-        self.regions = placed(regions)
+    #: What whoever fills tiles drives.
+    FILL = ("addr", "mask", "data", "finish", "finished", "begin", "filling")
+
+    def __init__(self, regions: Sequence[Region], moved: Container[int] = ()) -> None:
+        self.regions, self.moved = placed(regions), moved
         self.depth, self.bytes = sum(r.words for r in regions), regions[0].lanes.lanes
         n = len(regions)
         super().__init__({
@@ -175,14 +209,15 @@ class OutPool(Pool):
             place = Signal(range(region.base, region.base + region.words), init=region.base, name=f"place{k}")
             fetch, coming, empty = (Signal(name=f"{name}{k}") for name in ("fetch", "coming", "empty"))
             m.d.comb += fetch.eq((turn == k) & (full[k] != 0) & ~coming & ~port.valid)
-            ends = Cat(place == region.base + s * region.tile - 1 for s in range(1, region.slots + 1))
-            m.d.comb += empty.eq(fetch & ends.any())
+            skip = ends_pixel(m, f"at{k}", region, fetch)
+            m.d.comb += empty.eq(fetch & ends_tile(place, skip, region, region.base))
             m.d.sync += [coming.eq(fetch), kept[k].eq(kept[k] + reserved - empty), full[k].eq(full[k] + finished - empty)]
             with m.If(fetch):
-                m.d.sync += place.eq(Mux(place == region.base + region.words - 1, region.base, place + 1))
+                m.d.sync += place.eq(next_place(place, skip, region, region.base))
             beat = Signal(region.lanes.width, name=f"beat{k}", reset_less=True)
             with m.If(coming):
-                m.d.sync += [port.valid.eq(1), beat.eq(Cat(read.data[j][: region.lanes.bits] for j in range(self.bytes)))]
+                flip = 128 * (region.lanes.signed and k in self.moved)
+                m.d.sync += [port.valid.eq(1), beat.eq(Cat((read.data[j] ^ flip)[: region.lanes.bits] for j in range(self.bytes)))]
             with m.Elif(port.ready):
                 m.d.sync += port.valid.eq(0)
             m.d.comb += [port.payload.as_value().eq(beat), self.room[k].eq(kept[k] != region.slots)]

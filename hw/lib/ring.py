@@ -38,7 +38,8 @@ class WindowRing:
     A window's first corner moves by ``pixel`` to the next output of a row, by ``row`` to the next row, by ``frame`` to
     the next frame: all before it may be overwritten. ``pixels`` is the capacity: the window, its furthest move, so that
     what the next window needs is fetched while this one is read, and any :func:`_backlog`. For a 3×3 window with
-    stride 1 that is two rows and four pixels.
+    stride 1 that is two rows and four pixels. A tight ring of a window with a stride leaves out the move to the next row: two rows and
+    five pixels where stride 2 would take three. With stride 1 it leaves out the pixel that comes next.
     """
 
     pixel: int
@@ -47,8 +48,8 @@ class WindowRing:
     pixels: int
 
 
-def window_ring(height: int, width: int, window: Window) -> WindowRing:
-    """The ring of ``window`` over a map; ValueError if the window does not fit."""
+def window_ring(height: int, width: int, window: Window, tight: bool = False) -> WindowRing:
+    """The ring of ``window`` over a map, ``tight`` or at full rate; ValueError if the window does not fit."""
     out_h, out_w = window.out_size(height, width)
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.stride, window.dilation
     span = (kh - 1) * dh * width + (kw - 1) * dw + 1
@@ -57,6 +58,8 @@ def window_ring(height: int, width: int, window: Window) -> WindowRing:
     if min(row, frame) < 0:  # padded so much that the corner would go back: keep two frames
         corner = window.pad[0] * width + window.pad[1]
         return WindowRing(0, 0, height * width, corner + 2 * height * width)
+    if tight:
+        return WindowRing(sw, row, frame, span + (sw if sh > 1 else 0))
     return WindowRing(sw, row, frame, span + max(sw, row, frame) + _backlog(height, width, window))
 
 

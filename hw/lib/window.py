@@ -12,7 +12,7 @@ from hw.lib.fifo import Fifo
 from hw.lib.ring import Loop, ring_size, strides, window_ring
 from hw.lib.store import ram
 from hw.lib.walk import Walk, ring_address
-from hw.params import Lanes, Window
+from hw.params import RESTS, Lanes, Window
 from hw.units.base import signature
 
 
@@ -26,6 +26,9 @@ class WindowStage(wiring.Component):
     is one memory, a ring of ``depth`` beats (:func:`hw.lib.ring.window_ring`) shared by consecutive frames; input is
     taken whenever it has room. Unused lanes of the last group pass through.
 
+    ``tight``: what the next window needs is not stored ahead: one with a stride waits for the rows between two rows of outputs, one without
+    for its next pixel. It keeps up with input that comes evenly if it is :data:`hw.params.RESTS` times as fast as that.
+
     Parameters: ``height``, ``width``, ``channels`` of the map; ``window``; ``i`` lanes of both streams; ``order``; ``fill``.
     Members: ``i``, ``o``: streams of ``i``. Raises ValueError if the window does not fit or an argument is out of range.
     """
@@ -34,8 +37,9 @@ class WindowStage(wiring.Component):
     o: stream.Interface
 
     def __init__(
-        self, *, height: int, width: int, channels: int, window: Window, i: Lanes, order: Literal["tap", "group"], fill: int = 0
-    ) -> None:
+        self, *, height: int, width: int, channels: int, window: Window, i: Lanes, order: Literal["tap", "group"], fill: int = 0,
+        tight: bool = False,
+    ) -> None:  # fmt: skip
         if min(height, width, channels) < 1:
             raise ValueError(f"height, width and channels must be positive, not {(height, width, channels)!r}")
         if order not in ("tap", "group"):
@@ -45,7 +49,8 @@ class WindowStage(wiring.Component):
         self.height, self.width, self.window, self.lanes, self.fill = height, width, window, i, fill
         self.out_size = window.out_size(height, width)
         self.groups = i.beats(channels)
-        self.ring = window_ring(height, width, window)
+        self.tight = tight
+        self.ring = window_ring(height, width, window, tight)
         (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.stride, window.dilation
         taps, group = ["ky", "kx"], ["group"]
         #: Names of the loops, outermost first.
@@ -67,9 +72,10 @@ class WindowStage(wiring.Component):
 
     @property
     def frame_cycles(self) -> int:
-        """Words that leave, or beats that enter if those are more."""
+        """Words that leave (counted RESTS times if tight), or beats that enter if those are more."""
         out_h, out_w = self.out_size
-        return max(out_h * out_w * self.window.taps * self.groups, self.height * self.width * self.groups)
+        times = RESTS if self.tight else 1
+        return max(out_h * out_w * self.window.taps * self.groups * times, self.height * self.width * self.groups)
 
     def _moves(self, steps: dict[str, int], frame: int) -> list[int]:
         """What a position moves by when each level advances; the first entry is for the next frame."""

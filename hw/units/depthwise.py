@@ -10,7 +10,7 @@ from hw.lib.mac import Mac
 from hw.lib.taps import WindowTaps, taps_cycles
 from hw.lib.taps_mac import TapsMac
 from hw.lib.window import WindowStage
-from hw.params import Ints, Ints3, Lanes, Multiplier, Window
+from hw.params import Ints, Ints3, Lanes, Multiplier, RomKind, Window
 from hw.units.base import Unit, signature
 
 
@@ -22,8 +22,9 @@ class DepthwiseUnit(Unit):
     tap; with several, see :class:`hw.lib.taps.WindowTaps`, KH·KW / ``taps`` + 3 and the stages of an adder tree.
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``weights`` (KH, KW, C); ``bias`` (C,);
-    ``taps`` a cycle: 1, KW (a row of the window) or KH·KW; ``multiplier``: see :class:`hw.lib.mac.Mac`, used with one tap a cycle;
-    ``i``; ``o``: as many lanes, signed, the exact accumulator.
+    ``taps`` a cycle: 1, KW (a row of the window) or KH·KW; with one tap a cycle: ``multiplier`` (:class:`hw.lib.mac.Mac`), ``memory``:
+    place of the weights, ``tight`` line buffer (:class:`hw.lib.window.WindowStage`); ``i``; ``o``: as many lanes, signed, the exact
+    accumulator.
     Raises ValueError if they do not fit together.
     """
 
@@ -32,7 +33,7 @@ class DepthwiseUnit(Unit):
 
     def __init__(
         self, *, height: int, width: int, channels: int, window: Window, weights: Ints3, bias: Ints, i: Lanes, o: Lanes, taps: int = 1,
-        multiplier: Multiplier = "inferred",
+        multiplier: Multiplier = "inferred", tight: bool = False, memory: RomKind = "auto",
     ) -> None:  # fmt: skip
         if (len(weights), *{len(row) for row in weights}) != window.kernel:
             raise ValueError(f"weights must be (KH, KW, C) with a {window.kernel} kernel, not rows of {[len(row) for row in weights]}")
@@ -45,8 +46,8 @@ class DepthwiseUnit(Unit):
         self.window: WindowStage | WindowTaps
         self.mac: Mac | TapsMac
         if taps == 1:
-            self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group")
-            self.mac = Mac(weights=rows, bias=bias, i=i, o=o, multiplier=multiplier)
+            self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group", tight=tight)
+            self.mac = Mac(weights=rows, bias=bias, i=i, o=o, multiplier=multiplier, memory=memory)
         else:
             self.window = WindowTaps(height=height, width=width, channels=channels, window=window, i=i)
             if o.lanes != i.lanes:

@@ -17,15 +17,17 @@ class MaxPoolUnit(Unit):
 
     Throughput: one tap of ``i.lanes`` channels a cycle. Latency: five cycles from the last beat that a result needs.
 
-    Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``i`` lanes of both streams.
-    Raises ValueError if the window does not fit.
+    Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``tight`` line buffer
+    (:class:`hw.lib.window.WindowStage`); ``i`` lanes of both streams. Raises ValueError if the window does not fit.
     """
 
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes) -> None:
-        self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group", fill=i.lowest)
+    def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes, tight: bool = False) -> None:
+        self.window = WindowStage(
+            height=height, width=width, channels=channels, window=window, i=i, order="group", fill=i.lowest, tight=tight
+        )  # fmt: skip
         self.channels = channels
         super().__init__({"i": In(signature(i)), "o": Out(signature(i))})
 

@@ -18,12 +18,19 @@ from .base import Unit, signature
 
 #: Entries of the ring beyond one row: what is written while the last reads of a row free their entries.
 SLACK = 4
+#: Beats of a row that needs none: the first place is free long before the next row's first beat is read.
+LONG = 16
+
+
+def ring_beats(row: int) -> int:
+    """Places for a row of ``row`` beats."""
+    return row if row >= LONG else row + SLACK
 
 
 class UpsampleUnit(Unit):
     """Repeats every pixel ``factor`` times in both directions.
 
-    Golden model: sw.ops.upsample.Upsample.golden. A ring of one row and a little more: a row is read ``factor`` times, every
+    Golden model: sw.ops.upsample.Upsample.golden. A ring of one row (:func:`ring_beats`): a row is read ``factor`` times, every
     pixel ``factor`` times in turn; entries are freed by their last read and taken by the next row at once. Throughput one
     beat of the output a cycle, latency 4 cycles; ready is registered.
 
@@ -54,7 +61,7 @@ class UpsampleUnit(Unit):
         m.submodules.slice = out = Fifo(self.lanes, 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
         row, factor = self.width * self.beats, self.factor
-        depth = row + SLACK
+        depth = ring_beats(row)
         m.submodules.row = memory = ram(self.lanes.width, depth)
         write, read = memory.write_port(), memory.read_port()
         store, go, step = Signal(), Signal(), Signal()

@@ -1,6 +1,7 @@
 """The shared engine (hw/engine.py) as a structure: core, pools in front and behind, slabs of weights, requantizers."""
 from __future__ import annotations
 
+from hw.lib.spool import BLOCK, STAGED
 from sw.engine import EnginePlan, members
 from sw.estimate.area import Structure, ram
 from sw.estimate.parts import register
@@ -18,15 +19,30 @@ def engine(graph: Graph, plan: EnginePlan) -> Structure:
     layers = members(graph, plan)
     products, rows, front, behind, convs = plan.pe * plan.simd, 0, 0, 0, []
     for name, (conv, after) in layers.items():
+        convs.append(conv)
         x, y, place = graph.tensors[conv.inputs[0]].type, graph.tensors[after.outputs[0]].type, plan.places[name]
         rows = max(rows, beats(x.channels, plan.simd))
+        if plan.store == "memory":
+            continue
         front += place.tile * place.in_slots * beats(x.channels, plan.simd)
         behind += place.tile * place.out_slots * beats(y.channels, plan.simd)
-        convs.append(conv)
     lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
     pixel = TensorType(height=1, width=1, channels=1, bits=8, signed=False)
     core = dot(min(convs, key=lambda c: packed(c, pixel, lanes)).op, pixel, lanes).parts
     sums = accumulators(plan.pe, ACCUMULATOR) + register(ACCUMULATOR * plan.pe, 1)
-    pools = ram(8 * plan.simd, front) + ram(8 * plan.simd, behind) + ram(products * 4, 2 * rows)
-    streams = Structure(len(layers) * (40 + 3 * plan.simd), len(layers) * (40 + 8 * plan.simd))
-    return core + sums + pools + streams + Structure(400 + 260 * plan.lanes, 500, plan.lanes)
+    count = len(layers) + len(plan.queues)
+    if plan.store == "memory":
+        front = behind = count * STAGED * BLOCK * plan.simd // plan.stream
+    pools = ram(8 * plan.stream, front) + ram(8 * plan.stream, behind) + ram(products * 4, 2 * rows)
+    streams = Structure(count * (40 + 3 * plan.stream), count * (40 + 8 * plan.stream))
+    whole = core + sums + pools + streams + Structure(400 + 260 * plan.lanes, 500, plan.lanes)
+    return whole + spool(plan, count + len(layers)) if plan.store == "memory" else whole
+
+
+def spool(plan: EnginePlan, queues: int) -> Structure:
+    """What carries blocks to memory and back (hw/lib/spool.py): rings, counters, the queue before the port to write."""
+    rings = ram(plan.data_bits, plan.operands) + ram(plan.data_bits, plan.results)
+    counters = Structure()
+    for _ in range(9):
+        counters += ram(16, queues)
+    return rings + counters + ram(plan.data_bits, 2 * BLOCK) + Structure(700, 1100)

@@ -5,7 +5,7 @@ A register is a flip-flop a bit, an adder a LUT a bit, a multiplexer of two a LU
 from __future__ import annotations
 
 from hw.lib.ring import ring_size, window_ring
-from hw.params import Multiplier, Window
+from hw.params import Multiplier, RomKind, Window
 from sw.estimate.area import Structure, ram, rom
 from sw.ops import TensorType
 
@@ -61,9 +61,9 @@ def ring_address(size: int, moves: float) -> Structure:
     return Structure((1 + moves) * bits, 2.5 * bits)
 
 
-def window(x: TensorType, shape: Window, word: int, groups: int) -> Structure:
+def window(x: TensorType, shape: Window, word: int, groups: int, tight: bool = False) -> Structure:
     """hw.lib.window.WindowStage over words of ``word`` bits."""
-    depth = window_ring(x.height, x.width, shape).pixels * groups
+    depth = window_ring(x.height, x.width, shape, tight).pixels * groups
     size = ring_size(word, depth)
     out_h, out_w = shape.out_size(x.height, x.width)
     count = (2 * depth).bit_length() + 1
@@ -96,11 +96,12 @@ def mac_lane(x_bits: int, w_bits: int, acc: int, multiplier: Multiplier) -> Stru
 
 
 def mac(
-    lanes: int, groups: int, taps: int, x_bits: int, w_bits: int, acc: int, bias_bits: int, multiplier: Multiplier
-) -> Structure:
+    lanes: int, groups: int, taps: int, x_bits: int, w_bits: int, acc: int, bias_bits: int, multiplier: Multiplier,
+    memory: RomKind = "auto",
+) -> Structure:  # fmt: skip
     """hw.lib.mac.Mac."""
     lane = mac_lane(x_bits, w_bits, acc, multiplier)
-    tables = rom(lanes * w_bits, groups * taps) + rom(lanes * acc, groups, columns=lanes * bias_bits)
+    tables = rom(lanes * w_bits, groups * taps, memory) + rom(lanes * acc, groups, columns=lanes * bias_bits)
     indices = counter(taps) + counter(groups) + counter(groups * taps) + register(index_bits(groups))
     return lane.times(lanes) + tables + indices + Structure(HANDSHAKE, 8)
 

@@ -10,6 +10,7 @@ from hw.lib.arith import tree_stages
 from hw.lib.packing import PACKERS, Packing, packing_of, signed_bits
 from hw.lib.top_k import sorter_rows
 from hw.params import Range, Window
+from hw.units.upsample import ring_beats
 from sw.estimate.area import Structure, ram, rom
 from sw.estimate.parts import (
     HANDSHAKE,
@@ -156,8 +157,8 @@ def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
     w_bits, bias = signed_bits(weight_range(op)), constants_bits(int(op.bias.min()), int(op.bias.max()))
     if fold.taps == 1:
-        sums = mac(lanes, groups, op.window.taps, x.bits, w_bits, out.bits, bias, fold.multiplier)
-        return window(x, op.window, lanes * x.bits, groups) + sums
+        sums = mac(lanes, groups, op.window.taps, x.bits, w_bits, out.bits, bias, fold.multiplier, fold.memory)
+        return window(x, op.window, lanes * x.bits, groups, fold.tight) + sums
     kernel, word = op.window.kernel, lanes * x.bits
     rest = max(x.width * groups - (kernel[1] - 1) * groups, 1)
     lines = delay((kernel[0] - 1) * word, rest) + delay(kernel[0] * (kernel[1] - 1) * word, groups)
@@ -184,7 +185,7 @@ def deform(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     counts = [out.height, out.width, groups, size, size]
     stage = gather(lanes, x.bits, op.frac_bits, counts, bank, rows)
     wide = x.bits + 2 * op.frac_bits
-    return stage + mac(lanes, groups, size * size, wide, w_bits, out.bits, bias, fold.multiplier)
+    return stage + mac(lanes, groups, size * size, wide, w_bits, out.bits, bias, fold.multiplier, fold.memory)
 
 
 def deform_memory(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -234,7 +235,8 @@ def pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     """hw.units.max_pool.MaxPoolUnit and average_pool.AveragePoolUnit."""
     x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
     lane = register(out.bits, 2) + register(out.bits)
-    return window(x, op.window, lanes * x.bits, groups) + lane.times(lanes) + walk([op.window.taps, groups]) + Structure(HANDSHAKE)
+    lines = window(x, op.window, lanes * x.bits, groups, fold.tight)
+    return lines + lane.times(lanes) + walk([op.window.taps, groups]) + Structure(HANDSHAKE)
 
 
 def global_pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -244,9 +246,9 @@ def global_pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure
 
 
 def upsample(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
-    """hw.units.upsample.UpsampleUnit: a ring of a row and four."""
+    """hw.units.upsample.UpsampleUnit: a ring of a row."""
     x, word, groups = types[0], fold.lanes_in * types[0].bits, beats(types[0].channels, fold.lanes_in)
-    depth = x.width * groups + 4
+    depth = ring_beats(x.width * groups)
     count = (x.height * x.width * groups + depth).bit_length() + 2
     nest = walk([x.height, op.factor, x.width, op.factor, groups])
     accounts = Structure(2 * count, 2 * count)

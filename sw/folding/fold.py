@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
-from hw.params import MapPlace, Multiplier, Range, RomKind
+from hw.params import RESTS, MapPlace, Multiplier, Range, RomKind
 from hw.units.decode import decode_cycles
 from sw.engine import EnginePlan, on_engine
 from sw.errors import CompileError
@@ -25,7 +25,8 @@ class Fold:
     """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights.
 
     ``taps`` of a depthwise convolution's window are multiplied a cycle: 1, a row of them, or all. ``place``: of a deformable layer's map;
-    in memory its lanes are the channels in a word of ``data_bits``. ``cells``: keys that the decoder's sorter compares at once.
+    in memory its lanes are the channels in a word of ``data_bits``. ``tight``: line buffer of a depthwise convolution or max pool, at half
+    the rate (hw.lib.window). ``cells``: keys that the decoder's sorter compares at once.
     """
 
     lanes_in: int
@@ -36,6 +37,7 @@ class Fold:
     place: MapPlace = "chip"
     data_bits: int = 128
     cells: int = 0
+    tight: bool = False
 
 
 def in_memory(node: Node, x: TensorType, data_bits: int) -> Fold:
@@ -69,7 +71,7 @@ def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     if isinstance(node.op, Deform) and fold.place == "memory":
         return most_traffic(node.op, x, fold.data_bits).cycles
     if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
-        taps = node.op.window.taps if isinstance(node.op, Depthwise | MaxPool | AveragePool) else node.op.weights.shape[0] ** 2
+        taps = node.op.weights.shape[0] ** 2 if isinstance(node.op, Deform) else node.op.window.taps * (RESTS if fold.tight else 1)
         return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))
     if isinstance(node.op, Decode):
         return decode_cycles(x.height, x.width, x.channels, fold.lanes_in, node.op.top_k, max(fold.cells, 1))
@@ -85,7 +87,7 @@ def _widths(channels: int) -> list[int]:
 
 def shared_folds(graph: Graph, engine: EnginePlan | None) -> dict[str, Fold]:
     """The folds of the nodes that the engine computes: its lanes, so that what follows knows the beats that come."""
-    return {name: Fold(lanes_in=engine.simd, lanes_out=engine.simd) for name in on_engine(graph, engine)} if engine else {}
+    return {name: Fold(lanes_in=engine.stream, lanes_out=engine.stream) for name in on_engine(graph, engine)} if engine else {}
 
 
 def floor_cycles(graph: Graph, shared: Container[str] = ()) -> int:
@@ -178,6 +180,14 @@ def options(node: Node, types: list[TensorType], out: TensorType, arriving: int,
         return [Fold(lanes_in=n, lanes_out=n) for n in _widths(x.channels)]
     # The rest takes the beats that come, or wider ones where those are too slow.
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
+
+
+def tighter(node: Node, folds: list[Fold]) -> list[Fold]:
+    """The same with tight line buffers, where a node has one whose stride is 1 or 2, and with weights in LUTs."""
+    if not isinstance(node.op, Depthwise | MaxPool) or node.op.window.stride[0] > RESTS:
+        return []
+    kinds: tuple[RomKind, ...] = ("auto", "lut") if isinstance(node.op, Depthwise) else ("auto",)
+    return [replace(f, tight=tight, memory=kind) for f in folds if f.taps == 1 for tight in (True, False) for kind in kinds]
 
 
 @cache

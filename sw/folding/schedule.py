@@ -47,6 +47,8 @@ from .timing import Sliding, Times, Timing
 
 #: Frames of the schedule: the second meets what the first has left.
 FRAMES = 2
+#: Beats that a queue in memory can hold: more than any that is needed.
+ENOUGH = 1 << 40
 #: Share of the interval in which a unit does a frame's work.
 PACE = 1.0
 
@@ -64,7 +66,7 @@ def _joins(design: Design, link: Link) -> bool:
 
 
 def _pooled(design: Design, link: Link) -> int:
-    """Beats of the link that the engine's pool holds: a tile, which waits there until it is taken."""
+    """Beats of the link that the engine's pool holds: a tile, which waits there until it is taken; in memory there is room for all."""
     source = link.source
     while source.unit != ENGINE:
         before = [k for k in design.links if k.target.unit == source.unit]
@@ -73,6 +75,8 @@ def _pooled(design: Design, link: Link) -> int:
         source = before[0].source
     unit = design.units[ENGINE]
     assert isinstance(unit, EngineUnit)
+    if unit.memory is not None:
+        return ENOUGH
     layer = unit.layers[int(_actor(source)[1])]
     return layer.out_slots * layer.tile * link.source.lanes.beats(len(layer.weights))
 
@@ -119,19 +123,19 @@ def simulate(design: Design) -> tuple[list[Times], list[Times]]:
 
 def _actor(port: Port) -> tuple[str, str]:
     """Whose schedule a port belongs to: a unit's, or one layer's of the engine."""
-    return port.unit, re.sub(r"\D", "", port.port) if port.unit == ENGINE else ""
+    return port.unit, re.sub(r"[io](\d+)$", r"\1", port.port) if port.unit == ENGINE else ""
 
 
 def _in_ports(design: Design, unit: str, layer: str) -> list[str]:
     if layer:
-        return [f"i{layer}"]
+        return [re.sub(r"(\d+)$", r"i\1", layer)]
     node = design.nodes.get(unit)
     return ["i"] if node is None else [name for name, _ in in_ports(node, design.folds[node.name])]
 
 
 def _out_ports(design: Design, unit: str, layer: str) -> list[str]:
     if layer:
-        return [f"o{layer}"]
+        return [re.sub(r"(\d+)$", r"o\1", layer)]
     node, made = design.nodes.get(unit), design.units[unit]
     if isinstance(made, Fork):
         return [f"o{k}" for k in range(made.outputs)]
@@ -141,17 +145,25 @@ def _out_ports(design: Design, unit: str, layer: str) -> list[str]:
 def _timing(design: Design, unit: str, layer: str, arrivals: Sequence[Times]) -> Timing:
     made = design.units[unit]
     if isinstance(made, EngineUnit):
-        k = made.layers[int(layer)]
-        job = k.tile * k.beats * k.folds(made.pe)
-        around = sum(other.tile * other.beats * other.folds(made.pe) for other in made.layers) - job
-        wait = round(ENGINE_WAIT * around)
-        return timing.engine(arrivals[0], (k.tile, k.beats, k.o.beats(len(k.weights))), job, wait, len(made.layers))
+        return _engine_timing(made, layer, arrivals[0])
     if isinstance(made, Fork):
         return Timing(reads=(arrivals[0],), writes=(arrivals[0],) * made.outputs)
     if isinstance(made, Regroup):
         return timing.regroup(arrivals[0], made.channels, made.i_lanes.lanes, made.o_lanes.lanes)
     pace = max(1.0, PACE * max(u.frame_cycles for u in design.units.values()) / made.frame_cycles)
     return _node_timing(design, design.nodes[unit], arrivals, pace)
+
+
+def _engine_timing(engine: EngineUnit, layer: str, arrivals: Times) -> Timing:
+    """A layer of the engine, or a stream that only waits in memory."""
+    turn = len(engine.layers) + (len(engine.memory.plain) if engine.memory else 0)
+    if not layer.isdigit():
+        return timing.spool(arrivals, turn)
+    k = engine.layers[int(layer)]
+    jobs = [other.tile * engine.rows(other) * other.folds(engine.pe) for other in engine.layers]
+    job = jobs[int(layer)]
+    wait = round(ENGINE_WAIT * (sum(jobs) - job)) + (timing.MEMORY if engine.memory else 0)
+    return timing.engine(arrivals, (k.tile, k.i.beats(k.channels), k.o.beats(len(k.weights))), job, wait, turn)
 
 
 def _node_timing(design: Design, node: Node, arrivals: Sequence[Times], pace: float) -> Timing:

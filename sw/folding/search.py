@@ -9,9 +9,10 @@ interval it found is from one that provably does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from sw.engine import ENGINE, EnginePlan
 from sw.engine import cycles as engine_cycles
 from sw.errors import CompileError
 from sw.estimate import Area
-from sw.folding.fold import Fold, cycles, floor_cycles, options, shared_folds
+from sw.folding.fold import Fold, cycles, floor_cycles, options, shared_folds, tighter
 from sw.folding.share import arrangements
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Split
@@ -37,6 +38,8 @@ ROUNDS, STRENGTH = 16, 6.0
 NOTHING = Area()
 #: Rounds that each of several arrangements gets before the best one is looked at closely.
 SCREEN = 5
+#: Share above which tiles of the shared engine are moved to external memory: nothing else fits.
+FULL = 1.0
 #: The search ends when feasible and infeasible interval are this close.
 CLOSE = 1.03
 
@@ -88,7 +91,9 @@ class Search:
         #: Name of each node's producer (None: an input) and channels that it reads.
         self.before: list[tuple[str | None, int]] = like.before if like else [_before(graph, n) for n in graph.nodes]
         self.area: Callable[[int, Fold], Area] = like.area if like else cache(self._area)
-        self.tried: Callable[[int, int], Options] = like.tried if like else cache(self._tried)
+        #: Whether line buffers may be tight: where tiles had to go to memory nothing else is left.
+        self.tight = engine is not None and engine.store == "memory"
+        self.tried: Callable[[int, int], Options] = like.tried if like and like.tight == self.tight else cache(self._tried)
 
     def _area(self, index: int, fold: Fold) -> Area:
         node = self.graph.nodes[index]
@@ -107,6 +112,8 @@ class Search:
         if isinstance(node.op, Conv):
             kinds: tuple[RomKind, ...] = ("lut", "block")
             found = [replace(f, memory=memory) for f in found for memory in kinds]
+        if self.tight:
+            found = list(dict.fromkeys([*found, *tighter(node, found)]))
         found.sort(key=lambda f: (f.lanes_out, f.lanes_in))
         times = np.array([cycles(node, types, f) for f in found])
         return Options(folds=found, times=times, shares=np.array([shares_of(self.area(index, f), self.device) for f in found]))
@@ -155,7 +162,7 @@ class Search:
             prices = 0.5 * prices + 0.5 * weights / weights.sum()
         return found[0], found[1], bound
 
-    def improved(self, folds: dict[str, Fold]) -> tuple[dict[str, Fold], float]:
+    def improved(self, folds: dict[str, Fold], target: int) -> tuple[dict[str, Fold], float]:
         """Folds changed one by one, lanes kept, as long as the greatest share falls; and that share.
 
         Prices change all equal nodes at once; this is what lets some of them have their weights in LUTs and others in block RAM.
@@ -168,8 +175,9 @@ class Search:
                     continue
                 now, tried = folds[node.name], self.tried(index, 0)
                 rest = shares - shares_of(self.area(index, now), self.device)
-                for fold, share in zip(tried.folds, tried.shares, strict=True):
-                    if replace(fold, memory=now.memory, multiplier=now.multiplier) == now and fold != now:
+                for fold, time, share in zip(tried.folds, tried.times, tried.shares, strict=True):
+                    same = replace(fold, memory=now.memory, multiplier=now.multiplier, tight=now.tight) == now
+                    if same and fold != now and time <= target:
                         most = float((rest + share).max())
                         if most < (best[0] if best else float(shares.max())) - 1e-9:
                             best = (most, node.name, fold, rest + share)
@@ -238,16 +246,29 @@ class Found:
 
 
 def _best(base: Search, target: int, *, free: bool) -> Found:
-    """The best of all arrangements; ``free``: an engine, and maps in memory, may be tried."""
-    states = [base]
-    if free:
-        for way in arrangements(base.graph, base.device, target, base.multiplier, base.pins):
-            states.append(Search(base.graph, base.device, base.multiplier, base.pins | dict(way.pins), way.engine, base, base.around))
+    """The best of all arrangements; ``free``: an engine, and maps in memory, may be tried; its tiles in memory only if need be."""
+    found = _best_of([base, *(_states(base, target, "chip") if free else ())], target)
+    if free and found.share > FULL:
+        spilled = list(_states(base, target, "memory"))
+        found = min(found, _best_of(spilled, target), key=lambda f: f.share) if spilled else found
+    return found
+
+
+def _states(base: Search, target: int, store: Literal["chip", "memory"]) -> Iterator[Search]:
+    """A search for each arrangement that uses external memory."""
+    like = base
+    for way in arrangements(base.graph, base.device, target, base.multiplier, base.pins, store):
+        like = Search(base.graph, base.device, base.multiplier, base.pins | dict(way.pins), way.engine, like, base.around)
+        yield like
+
+
+def _best_of(states: Sequence[Search], target: int) -> Found:
+    """The best folds of the best of several arrangements."""
     looked = [(state, state.best(target, ROUNDS if len(states) == 1 else SCREEN)) for state in states]
     state, _ = min(looked, key=lambda pair: pair[1][1])
     folds, share, _ = state.best(target)
     if folds is not None:
-        folds, share = state.improved(folds)
+        folds, share = state.improved(folds, target)
     return Found(state=state, folds=folds, share=share, bound=min(bound for _, (_, _, bound) in looked))
 
 

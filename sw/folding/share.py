@@ -4,10 +4,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Literal
 
 from hw.lib.collect import LEAST_GROUPS
 from hw.params import Multiplier
 from sw.engine import ENGINE_WAIT, EnginePlan, Place, columns, cycles, job_cycles, multipliers, requant_of, weights_of, words
+from sw.folding import spill
 from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.folding.fold import Fold, in_memory
 from sw.graph import Graph, Node
@@ -51,9 +53,12 @@ class Arrangement:
 
 
 def arrangements(
-    graph: Graph, device: Device, target: int, multiplier: Multiplier, pins: Mapping[str, Fold]
+    graph: Graph, device: Device, target: int, multiplier: Multiplier, pins: Mapping[str, Fold], store: Literal["chip", "memory"] = "chip"
 ) -> Iterator[Arrangement]:
-    """Every way worth trying within the memory's rate, but for the one that uses no memory. Nodes in ``pins`` are left alone."""
+    """Every way worth trying within the memory's rate, but for the one that uses no memory. Nodes in ``pins`` are left alone.
+
+    ``store``: where the engine's tiles wait.
+    """
     if not device.memory_bytes:
         return
     maps: dict[str, Fold] = {}
@@ -66,8 +71,9 @@ def arrangements(
             maps[node.name] = in_memory(node, graph.tensors[node.inputs[0]].type, device.memory_bits)
             if spent > SHARE * device.memory_bytes or traffic.cycles > target:
                 return
-            yield Arrangement(engine=None, pins=dict(maps))
-        for plan in plans(graph, device, target, multiplier, spent, pins):
+            if store == "chip":
+                yield Arrangement(engine=None, pins=dict(maps))
+        for plan in plans(graph, device, target, multiplier, spent, pins, store):
             yield Arrangement(engine=plan, pins=dict(maps))
 
 
@@ -83,14 +89,19 @@ def _spillable(graph: Graph, device: Device, pins: Mapping[str, Fold]) -> list[N
 
 
 def plans(
-    graph: Graph, device: Device, target: int, multiplier: Multiplier, spent: float = 0.0, pins: Container[str] = ()
-) -> Iterator[EnginePlan]:
+    graph: Graph, device: Device, target: int, multiplier: Multiplier, spent: float = 0.0, pins: Container[str] = (),
+    store: Literal["chip", "memory"] = "chip",
+) -> Iterator[EnginePlan]:  # fmt: skip
     """Engines for an interval: for ever more of the worthy layers, the least that is fast enough; ``spent`` of the memory's rate is
-    taken."""
+    taken. ``store``: where tiles wait."""
     # A pinned requantization keeps its convolution off the engine, too: no pin is lost.
     nodes = [n for n in worthy(graph) if n.name not in pins and graph.consumers(n.outputs[0])[0].name not in pins]
     ends = [k for k in range(2, len(nodes) + 1) if k == len(nodes) or ratio(graph, nodes[k - 1]) > 1.5 * ratio(graph, nodes[k])]
     for end in ends:
+        if store == "memory":
+            if (made := spill.plan(graph, device, nodes[:end], target, multiplier, spent)) is not None:
+                yield made
+            continue
         found = [p for simd in (8, 16) if (p := fitted(graph, device, nodes[:end], target, simd, multiplier, spent)) is not None]
         if found:
             weight = weights_of(nodes[:end])

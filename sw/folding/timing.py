@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hw.lib.spool import BLOCK
 from hw.lib.taps import step_gaps
 from hw.params import DeformRing, Window
 
@@ -20,6 +21,8 @@ from .fold import beats
 
 Times = npt.NDArray[np.int64]
 
+#: Cycles that a block takes to memory and back, with the others' waiting there taken in.
+MEMORY = 2000
 #: Pipeline depth assumed of every unit; what it is wrong by, the slack of the FIFOs covers.
 LATENCY = 6
 
@@ -183,6 +186,14 @@ def engine(arrivals: Times, sizes: tuple[int, int, int], job: int, wait: int, la
     turn = max(layers, 3)
     words = serve(whole[:, -1] + wait, job)[:, None] + (np.arange(tile * beats_out) + 1) * turn
     return Timing(reads=(arrivals,), writes=(serve(words.ravel(), turn) + LATENCY,))
+
+
+def spool(arrivals: Times, turn: int) -> Timing:
+    """A queue in memory (hw.lib.spool): a beat comes back when its block is whole and has been there; a beat every ``turn`` cycles."""
+    size = 2 * BLOCK
+    whole = np.concatenate([arrivals[size - 1 :: size], arrivals[len(arrivals) - len(arrivals) % size :][-1:]])
+    ready = np.repeat(whole, size)[: len(arrivals)] + MEMORY
+    return Timing(reads=(arrivals,), writes=(serve(ready, turn),))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from sim.accelerator import MemoryModel, Stalls, VerilatorAccelerator
 from sw.compiler import compile, load_design, load_graph
 from sw.engine import requant_of
 from sw.graph import Graph
+from sw.lower import identifier
 from sw.ops import Array
 from sw.testing import micro_network
 from sw.verify import verify
@@ -78,6 +79,34 @@ def test_a_deformable_map_in_memory_beside_the_engine(tmp_path: Path) -> None:
     accelerator = VerilatorAccelerator(tmp_path / "compiled", Stalls(seed=5, p_valid=0.7), memory=memory)
     record = verify(accelerator.graph, images(accelerator.graph, 4, seed=2), None, accelerator).record()
     assert record["mismatches"] == 0 and record["offsets_prove"]
+
+
+@pytest.fixture(scope="module")
+def spilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The micro network with an engine whose tiles wait in memory, and two links that do so, too."""
+    folder = tmp_path_factory.mktemp("spilled")
+    graph = load_graph(micro_network(folder / "micro.onnx"))
+    layers = [n for n in graph.nodes if requant_of(graph, n) is not None]
+    places = {n.name: {"tile": 8 * (1 + k % 2), "in_blocks": 64, "out_blocks": 64} for k, n in enumerate(layers)}
+    concat = next(n for n in graph.nodes if n.op.name == "concat")
+    plan = {"pe": 4, "simd": 8, "data_bits": 64, "places": places, "store": "memory", "operands": 128, "results": 128}
+    (folder / "folding.json").write_text(json.dumps({"engine": plan | {"queues": {f"{identifier(concat.name)}.i0": 64}}}))
+    compile(folder / "micro.onnx", folder / "compiled", folding=folder / "folding.json", target_cycles=TARGET)
+    return folder / "compiled"
+
+
+@pytest.mark.parametrize(("stalls", "memory"), [
+    (Stalls(), MemoryModel()),
+    (Stalls(seed=7, p_valid=0.5, p_ready=0.4), MemoryModel(latency=200, p_valid=0.5)),
+])  # fmt: skip
+def test_tiles_and_queues_in_memory_lose_nothing(spilled: Path, stalls: Stalls, memory: MemoryModel) -> None:
+    accelerator = VerilatorAccelerator(spilled, stalls, memory=memory)
+    record = verify(accelerator.graph, images(accelerator.graph, 5, seed=3), None, accelerator).record()
+    assert record["mismatches"] == 0
+    assert record["tensors_compared"] == len({t for n in accelerator.graph.nodes for t in n.outputs})
+    assert {(m["port"], m["kind"]) for m in load_design(spilled)["memories"]} == {
+        ("engine_weights", "read"), ("engine_read", "read"), ("engine_write", "write"),
+    }  # fmt: skip
 
 
 def test_a_flipped_bit_in_memory_is_caught_at_its_layer(compiled: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hw.engine import EngineLayer, EngineUnit
+from hw.engine import EngineLayer, EngineUnit, Spilled
+from hw.lib.spool import Waiting
 from hw.params import Lanes, Multiplier
 from sim.memory import InMemory
 from sim.run import Case, run_cases
@@ -15,7 +16,7 @@ from sw.ops import Array, Conv, Requant
 
 
 class Layers:
-    """Golden of all layers."""
+    """Golden of all layers; streams that only wait stay as they are."""
 
     name = "engine"
 
@@ -23,14 +24,20 @@ class Layers:
         self.ops = ops
 
     def golden(self, *inputs: Array) -> tuple[Array, ...]:
-        return tuple(q.golden(*c.golden(x))[0] for (c, q), x in zip(self.ops, inputs, strict=True))
+        n = len(self.ops)
+        return (*(q.golden(*c.golden(x))[0] for (c, q), x in zip(self.ops, inputs[:n], strict=True)), *inputs[n:])
 
 
 def case(
     name: str, sizes: list[tuple[int, int, int, int]], *, pe: int, simd: int, lanes: int = 1, multiplier: Multiplier = "inferred",
     seed: int = 0, stalls: int = 0, low: int = -7, data_bits: int = 128, slots: tuple[int, int] = (2, 2),
+    plain: list[tuple[int, int]] | None = None, capacity: int = 32, rings: int = 100, latency: int = 20,
 ) -> Case:  # fmt: skip
-    """``sizes``: (pixels, channels in, channels out, tile) of each layer; odd layers are signed on both sides."""
+    """``sizes``: (pixels, channels in, channels out, tile) of each layer; odd layers are signed on both sides.
+
+    ``plain``: (pixels, channels) of streams that only wait; with it (even empty) tiles lie in memory, ``capacity`` blocks each, and in
+    rings of ``rings`` words; ``simd`` are the streams' lanes then.
+    """
     rng = np.random.default_rng(seed)
     layers, ops, inputs = [], [], []
     for k, (pixels, c_in, c_out, tile) in enumerate(sizes):
@@ -43,14 +50,21 @@ def case(
         layers.append(EngineLayer(
             pixels=pixels, weights=weights.tolist(), bias=bias.tolist(), multiplier=multiplier_.tolist(), shift=shift.tolist(),
             low=lowest, high=highest, i=Lanes(lanes=simd, bits=8, signed=sign), o=Lanes(lanes=simd, bits=8, signed=sign), tile=tile,
-            in_slots=slots[0], out_slots=slots[1],
+            in_slots=slots[0], out_slots=slots[1], in_blocks=capacity, out_blocks=capacity,
         ))  # fmt: skip
         ops.append((conv, requant))
         x = rng.integers(-128 * sign, 256 - 128 * sign, (2, 1, pixels, c_in))
         x[0] = rng.choice([-128 * sign, 255 - 128 * sign], x[0].shape)  # the ends of the range
         inputs.append(x)
-    engine = EngineUnit(layers=layers, pe=pe, lanes=lanes, multiplier=multiplier, data_bits=data_bits)
-    return Case(name=name, unit=InMemory(engine, latency=20, stalls=stalls), op=Layers(ops), inputs=tuple(inputs))  # type: ignore[arg-type]
+    waiting = []
+    for k, (pixels, channels) in enumerate(plain or ()):
+        waits = Lanes(lanes=simd, bits=8 - k % 2, signed=bool(k % 2))
+        waiting.append(Waiting(lanes=waits, beats=waits.beats(channels), capacity=capacity))
+        inputs.append(rng.integers(waits.lowest, waits.highest + 1, (2, 1, pixels, channels)))
+    memory = None if plain is None else Spilled(operands=rings, results=rings, plain=waiting)
+    engine = EngineUnit(layers=layers, pe=pe, lanes=lanes, multiplier=multiplier, data_bits=data_bits, memory=memory)
+    unit = InMemory(engine, latency=latency, stalls=stalls)
+    return Case(name=name, unit=unit, op=Layers(ops), inputs=tuple(inputs))  # type: ignore[arg-type]
 
 
 CASES = [
@@ -59,6 +73,10 @@ CASES = [
     case("packed", [(16, 32, 30, 8), (8, 24, 24, 8)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=2),
     case("minus_eight", [(8, 16, 12, 8), (8, 16, 7, 4)], pe=6, simd=4, multiplier="packed27", seed=3, low=-8, slots=(1, 1)),
     case("narrow_bus", [(8, 16, 12, 8), (8, 8, 8, 8)], pe=4, simd=4, multiplier="mult18x18d", seed=4, data_bits=64),
+    case("memory", [(64, 24, 20, 32), (32, 40, 33, 16)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=6, plain=[(64, 8)]),
+    case("memory_ragged", [(48, 17, 9, 16), (32, 70, 5, 16), (16, 5, 50, 16)], pe=5, simd=8, seed=7, stalls=6, plain=[(32, 8), (32, 24)],
+         latency=60),
+    case("memory_narrow", [(640, 7, 9, 32)], pe=3, simd=4, seed=8, plain=[], data_bits=64, capacity=64),
     case("one_fold", [(4, 8, 3, 4), (4, 5, 4, 2)], pe=4, simd=8, lanes=2, seed=5),
 ]
 

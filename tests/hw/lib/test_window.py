@@ -35,11 +35,12 @@ class Words:
 
 
 def case(
-    height: int, width: int, groups: int, window: Window, order: Order = "tap", *, lanes: int = 2, fill: int = 0, frames: int = 4
-) -> Case:
+    height: int, width: int, groups: int, window: Window, order: Order = "tap", *, lanes: int = 2, fill: int = 0, frames: int = 4,
+    tight: bool = False,
+) -> Case:  # fmt: skip
     i = Lanes(lanes=lanes, bits=8, signed=False)
     x = np.random.default_rng(9).integers(0, 256, (frames, height, width, groups * lanes))
-    unit = WindowStage(height=height, width=width, channels=groups * lanes, window=window, i=i, order=order, fill=fill)
+    unit = WindowStage(height=height, width=width, channels=groups * lanes, window=window, i=i, order=order, fill=fill, tight=tight)
     name = f"{height}x{width} {groups} groups {order} {window.kernel} stride {window.stride} dilation {window.dilation} pad {window.pad}"
     op: Any = Words(window, lanes, order, fill)
     return Case(name=name, unit=unit, op=op, inputs=(x,))
@@ -68,9 +69,37 @@ def test_emits_every_window_at_full_rate(tmp_path: Path) -> None:
     run_cases(cases, tmp_path / "bench")
 
 
+@pytest.mark.rtl
+def test_tight_line_buffers_emit_every_window(tmp_path: Path) -> None:
+    """Their interval depends on how evenly input comes, so only two frames are run."""
+    strided = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
+    cases = [
+        case(8, 9, 3, strided, "group", frames=2, tight=True),
+        case(7, 6, 1, strided, "tap", frames=2, tight=True),
+        case(6, 5, 4, SAME, "group", lanes=1, frames=2, tight=True),
+        case(9, 7, 2, Window(kernel=(5, 5), stride=(2, 2), pad=(2, 2, 2, 2)), "group", frames=2, tight=True),
+        case(7, 7, 1, Window(kernel=(3, 3), dilation=(2, 2), pad=(2, 2, 2, 2)), "tap", frames=2, tight=True),
+        case(6, 8, 1, Window(kernel=(3, 2), stride=(1, 2), pad=(2, 1, 2, 1)), "tap", frames=2, tight=True),
+    ]
+    run_cases(cases, tmp_path / "bench")
+
+
+def test_tight_line_buffers_keep_up_with_slow_input() -> None:
+    """Beats at random, RESTS times slower than the unit: the last window leaves about as soon as with a whole buffer."""
+    strided = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
+    for window, tight_rows in ((strided, 3), (SAME, 3)):
+        tight, whole = (case(8, 20, 2, window, "group", frames=2, tight=t) for t in (True, False))
+        assert tight.unit.rows <= tight_rows and tight.unit.depth < whole.unit.depth
+        pace = tight.frame_cycles / (8 * 20 * 2)
+        x = [word.tolist() for word in tight.inputs[0].reshape(-1, 2)]
+        words = [word.tolist() for word in tight.outputs[0].reshape(-1, 2)]
+        taken = [run_streams(c.unit, {"i": x}, {"o": words}, p_in=1 / pace, p_out=1, max_cycles=20_000) for c in (tight, whole)]
+        assert taken[0] <= 1.1 * taken[1]
+
+
 def shorten(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
-    def short(height: int, width: int, window: Window) -> WindowRing:
-        ring = window_ring(height, width, window)
+    def short(height: int, width: int, window: Window, tight: bool) -> WindowRing:
+        ring = window_ring(height, width, window, tight)
         return replace(ring, pixels=ring.pixels - pixels)
 
     monkeypatch.setattr("hw.lib.window.window_ring", short)

@@ -1,0 +1,86 @@
+"""Plans whose tiles wait in external memory: whole blocks, rings that hold them, within the memory's rate; and what is refused."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hw.engine import EngineUnit
+from hw.lib.spool import BLOCK
+from sw.compiler import compile, load_graph
+from sw.engine import EnginePlan, Place, build, cycles, requant_of
+from sw.errors import CompileError
+from sw.folding import spill
+from sw.folding.fold import choose
+from sw.folding.schedule import size_fifos
+from sw.folding.share import worthy
+from sw.graph import Graph
+from sw.lower import identifier, lower
+from sw.targets import target_of
+from sw.testing import QonnxWriter, micro_network
+
+DEVICE = target_of("xczu3eg")
+TARGET = 9000
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """Small maps of many channels."""
+    w = QonnxWriter(16, 16, seed=2)
+    x = w.conv(w.image, "stem", 16, kernel=3, stride=2, bits=8)
+    for k, channels in enumerate((48, 64, 96)):
+        x = w.conv(w.conv(x, f"dw{k}", w.channels[x], kernel=3, depthwise=True, stride=1 + k % 2), f"pw{k}", channels)
+    return load_graph(w.save(tmp_path_factory.mktemp("deep") / "deep.onnx", [w.conv(x, "head", 12, relu=False, out_bits=16)]))
+
+
+def test_plans_keep_their_promises(deep: Graph) -> None:
+    layers = [n for n in worthy(deep) if deep.tensors[n.inputs[0]].type.pixels >= 16]
+    assert len(layers) >= 2
+    plan = spill.plan(deep, DEVICE, layers, TARGET, "dsp48e2", 0.0)
+    assert plan is not None and plan.store == "memory" and set(plan.places) == {n.name for n in layers}
+    assert cycles(deep, plan) <= spill.LOAD * TARGET
+    unit = build(deep, plan)
+    assert isinstance(unit, EngineUnit) and unit.frame_cycles == cycles(deep, plan)
+    for layer in unit.layers:
+        for words, ring in ((unit.rows(layer), plan.operands), (unit.words(layer), plan.results)):
+            assert layer.tile * words % BLOCK == 0 and layer.tile * words <= ring
+    moved = sum(2 * k.pixels * (unit.rows(k) + unit.words(k)) for k in unit.layers)
+    assert (unit.frame_words + moved) * 16 / TARGET <= spill.RATE * DEVICE.memory_bytes
+    assert spill.plan(deep, DEVICE, layers, TARGET, "dsp48e2", DEVICE.memory_bytes) is None, "nothing is left of the memory's rate"
+
+
+def test_long_queues_of_bytes_go_to_memory(tmp_path: Path) -> None:
+    graph = load_graph(micro_network(tmp_path / "micro.onnx"))
+    layers = [n for n in graph.nodes if requant_of(graph, n) is not None][:2]
+    places = {n.name: Place(tile=8, in_blocks=64, out_blocks=64) for n in layers}
+    plan = EnginePlan(pe=4, simd=8, data_bits=64, places=places, store="memory", operands=64, results=64)
+    design = lower(graph, choose(graph, TARGET, engine=plan), plan)
+    links = size_fifos(design)
+    longest = max(
+        (k for k in links if k.target.unit in design.nodes and k.source.lanes.bits <= 8), key=lambda k: k.depth * k.source.lanes.width
+    )
+    name = f"{longest.target.unit}.{longest.target.port}"
+    assert spill.queues(design, [replace(k, depth=k.depth + 100_000 * (k == longest)) for k in links]).keys() == {name}
+    assert not spill.queues(design, [replace(k, depth=0) for k in links])
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    graph = load_graph(micro_network(tmp_path / "micro.onnx"))
+    layer = next(n.name for n in graph.nodes if requant_of(graph, n) is not None)
+    plan = {"pe": 4, "simd": 8, "data_bits": 64, "store": "memory", "operands": 64, "results": 64}
+    good = {layer: {"tile": 8, "in_blocks": 64, "out_blocks": 64}}
+    for changes, message in (
+        ({"places": {layer: {"tile": 1, "in_blocks": 64, "out_blocks": 64}}}, "a tile must be whole blocks of 8 words, not 1 words"),
+        ({"places": {layer: good[layer] | {"in_blocks": 60}}}, "capacity must be a power of two of at least 24 blocks, not 60"),
+        ({"places": good, "operands": 4}, "operands must be at least the 8 words"),
+        ({"places": good, "simd": 4}, "simd must be 8, not 4"),
+        ({"places": good, "queues": {"nothing.i0": 64}}, "queues before nothing.i0"),
+    ):
+        (tmp_path / "folding.json").write_text(json.dumps({"engine": plan | changes}))
+        with pytest.raises(CompileError, match=message):
+            compile(tmp_path / "micro.onnx", tmp_path / "out", folding=tmp_path / "folding.json", target_cycles=TARGET)
+    concat = next(n for n in graph.nodes if n.op.name == "concat")
+    chip = {"pe": 4, "simd": 4, "places": {layer: {"tile": 4}}, "queues": {f"{identifier(concat.name)}.i0": 64}}
+    (tmp_path / "folding.json").write_text(json.dumps({"engine": chip}))
+    with pytest.raises(CompileError, match="so its store must be memory"):
+        compile(tmp_path / "micro.onnx", tmp_path / "out", folding=tmp_path / "folding.json", target_cycles=TARGET)
