@@ -57,22 +57,23 @@ def free(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> 
 class _Held:
     """Golden model of a held map with streamed weights: the weights are drawn with it, a set for each frame; results fold by fold."""
 
-    def __init__(self, size: int, channels: int, outputs: int, simd: int, pe: int) -> None:
+    def __init__(self, size: int, channels: int, outputs: int, simd: int, pe: int, multiplier: Multiplier) -> None:
         rng = np.random.default_rng(channels)
-        self.shape, self.simd, self.pe = (size, size, channels), simd, pe
+        self.shape, self.simd, self.pe, self.multiplier = (size, size, channels), simd, pe, multiplier
         self.bias = rng.integers(-500, 500, outputs)
         self.weights = rng.choice([-7, -6, -1, 1, 3, 7], (FRAMES, outputs, channels))
 
-    def make(self, multiplier: Multiplier) -> HeldMatVec:
+    def make(self, multiplier: Multiplier | None = None) -> HeldMatVec:
         size, _, channels = self.shape
         i, o = Lanes(lanes=self.simd, bits=8, signed=False), Lanes(lanes=self.pe, bits=22, signed=True)
         weight = Range(low=-7, high=7)
         return HeldMatVec(
-            pixels=size * size, in_channels=channels, bias=self.bias.tolist(), weight=weight, i=i, o=o, multiplier=multiplier
-        )
+            pixels=size * size, in_channels=channels, bias=self.bias.tolist(), weight=weight, i=i, o=o,
+            multiplier=multiplier or self.multiplier,
+        )  # fmt: skip
 
     def feed(self) -> tuple[Array, ...]:
-        unit = self.make("inferred")
+        unit = self.make()
         x = np.random.default_rng(6).integers(0, 256, (FRAMES, *self.shape))
         return x, np.array([unit.encode(w.tolist()) for w in self.weights]).reshape(FRAMES, 1, 1, -1)
 
@@ -85,11 +86,12 @@ class _Held:
 
 def held(size: int, channels: int, outputs: int, simd: int, pe: int, variant: str) -> UnitCase:
     """A held map; ``simd``, ``pe`` must divide the channels."""
-    model, (xcup, ecp5) = _Held(size, channels, outputs, simd, pe), VARIANTS[variant]
+    xcup, ecp5 = VARIANTS[variant]
+    model = _Held(size, channels, outputs, simd, pe, xcup)
     name = f"held/{size}x{size}x{channels}_pe{pe}_simd{simd}_{variant}"
     types = kind(size, size, channels), kind(1, 1, model.feed()[1].shape[-1], 4, True)
     return UnitCase(
-        name=name, make=partial(model.make, xcup), make_ecp5=partial(model.make, ecp5), model=model, types=types, feed=model.feed,
+        name=name, make=model.make, make_ecp5=partial(model.make, ecp5), model=model, types=types, feed=model.feed,
         multiplications=size * size * channels * outputs, multipliers=pe * simd,
     )  # fmt: skip
 
