@@ -27,7 +27,7 @@ SORTS = 4
 class RequantUnit(Unit):
     """Accumulators to activations, ``clamp(round(acc · multiplier · 2^-shift), low, high)`` with a multiplier and shift a channel.
 
-    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles (6 where the
+    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles (7 where the
     multiplication is split); ready is registered.
     Multipliers and shifts stand in one ROM of a row a channel group, or are constants where all groups agree.
 
@@ -38,7 +38,7 @@ class RequantUnit(Unit):
     low, high: the clamp, inside the range of ``o``
     rounding: "half_up", "half_even" or "floor"
     i, o: streams, with equal lanes
-    multiplier_bits: accumulators wider than this are multiplied in two parts and one more cycle (None: never): 18 suits ECP5
+    multiplier_bits: accumulators wider than this are multiplied in two parts and two more cycles (None: never): 18 suits ECP5
     slices: a DSP48E2 a lane that multiplies and rounds, where operands and rounding fit it (:attr:`sliced`); shifts then
         differ only by what the multipliers have no room for
     repeat: beats that each channel group lasts (the pixels of a map whose channel groups come first: hw/lib/held.py)
@@ -136,7 +136,7 @@ class RequantUnit(Unit):
         m = Module()
         m.submodules.slice = out = Fifo(self.o_lanes, 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
-        valid = [Signal(name=f"valid{k}") for k in range(4 + self.split)]  # of the stages: input, product, shifted, rounded
+        valid = [Signal(name=f"valid{k}") for k in range(4 + 2 * self.split)]  # of the stages: input, product, shifted, rounded
         en, taken = Signal(), Signal()
         m.d.comb += [en.eq(out.i.ready), taken.eq(self.i.valid & self.i.ready), out.i.valid.eq(valid[-1])]
         with m.If(en):
@@ -182,7 +182,7 @@ class RequantUnit(Unit):
         return result
 
     def lane(self, m: Module, n: int, multiplier: Value, extra: Value, en: Value) -> Signal:
-        """One lane's pipeline: the accumulator, its product (in two steps if split), shifted, rounded and clamped."""
+        """One lane's pipeline: the accumulator, its product (in three steps if split), shifted, rounded and clamped."""
 
         def step(value: Any, name: str) -> Signal:
             return register(m, value, en, f"{name}{n}")
@@ -192,7 +192,9 @@ class RequantUnit(Unit):
             m.d.sync += acc.eq(self.i.payload[n])
         fixed = isinstance(extra, Const)
         multiplier = multiplier if isinstance(multiplier, Const) else step(multiplier, "multiplier")
-        if self.split:
+        if self.split:  # the two multipliers lie apart: a register on the way to them
+            acc, extra = step(acc, "acc_0_"), extra if fixed else step(extra, "extra_1_")
+            multiplier = multiplier if isinstance(multiplier, Const) else step(multiplier, "multiplier_0_")
             low, high = step(acc[: self.SPLIT] * multiplier, "low"), step(acc[self.SPLIT :].as_signed() * multiplier, "high")
             product = step((high << self.SPLIT) + low, "product")
             extra = extra if fixed else step(step(extra, "extra_0_"), "extra")

@@ -22,7 +22,7 @@ RNG = np.random.default_rng(5)
 
 def case(
     name: str, channels: int, lanes: int, acc_bits: int, *, size: tuple[int, int] = (2, 3), shared: bool = False, slices: bool = False,
-    spread: int = 20, top: int = 16, **over: Any,
+    split: int | None = None, spread: int = 20, top: int = 16, latency: int | None = None, **over: Any,
 ) -> Case:  # fmt: skip
     """Corner accumulators and ties first, then random ones; a multiplier and shift a channel unless ``shared``."""
     multiplier = RNG.integers(-(2**top) + 1, 2**top, channels)
@@ -43,10 +43,10 @@ def case(
     unit = RequantUnit(
         height=size[0], width=size[1], channels=channels, multiplier=multiplier.tolist(), shift=shift.tolist(),
         i=Lanes(lanes=lanes, bits=acc_bits, signed=True), o=Lanes(lanes=lanes, bits=fields["bits"], signed=fields["signed"]), slices=slices,
-        **fields_hw,
+        multiplier_bits=split, **fields_hw,
     )  # fmt: skip
     assert unit.sliced == slices, name
-    return Case(name=name, unit=unit, op=op, inputs=(x,), pysim=over.get("rounding") == "half_even")
+    return Case(name=name, unit=unit, op=op, inputs=(x,), pysim=over.get("rounding") == "half_even", latency=latency)
 
 
 @pytest.mark.rtl
@@ -61,6 +61,10 @@ def test_units_equal_golden(check_units: Any) -> None:
         case("shared_even", 4, 2, 22, shared=True, rounding="half_even"),
         case("clamp_without_zero", 5, 4, 20, low=3, high=100),
         case("lane_a_channel", 4, 4, 12),
+        case("split", 7, 3, 24, split=18, latency=7),
+        case("split_even", 5, 2, 32, split=18, rounding="half_even", longest=44),
+        case("split_shared", 4, 4, 20, split=18, shared=True),
+        case("not_split", 4, 2, 18, split=18, latency=5),
         case("slices", 7, 3, 18, slices=True),  # room for 10 bits of shifts: three sorts are left
         case("slices_wide", 7, 2, 27, slices=True, spread=8, longest=8),  # and for one: four are left
         case("slices_far", 4, 2, 18, slices=True, longest=44),
