@@ -24,15 +24,22 @@ def sorter_rows(depth: int, cells: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How many entries there are, as whole rows and cells of the next; ``more`` adds one."""
+    """How many entries there are, as whole rows and cells of the next; ``more`` adds one. ``whole``, ``partly``: what is known of the
+    row that is looked at: all its cells hold entries, it is the next entry's."""
 
     row: Signal
     cell: Signal
     more: Signal
+    whole: Signal
+    partly: Signal
 
-    def holds(self, row: Value, cell: Value | int) -> Value:
+    def holds(self, row: Value, cell: Value) -> Value:
         """Whether there is an entry in that cell."""
         return (row < self.row) | ((row == self.row) & (cell < self.cell))
+
+    def holds_here(self, cell: int) -> Value:
+        """The same of a cell of the row that is looked at."""
+        return self.whole | (self.partly & (cell < self.cell))
 
 
 class TopK(wiring.Component):
@@ -85,7 +92,8 @@ class TopK(wiring.Component):
         with m.Elif(sent):
             m.d.sync += sending.eq(0)
         at = counter(self.rows, "at")
-        count = self._count(m, sent)
+        on = busy & ~done
+        count = self._count(m, sent, at, on)
         insert, slot, new = self._sink(m, held, busy, done, at, count, old)
         m.d.comb += [w_port.addr.eq(at), w_port.data.eq(new), w_port.en.eq(busy & (insert | (at != 0)))]
         kept_w = kept.write_port()
@@ -93,19 +101,26 @@ class TopK(wiring.Component):
         send_row, fetch = self._send(m, kept.read_port(), sending, sent, count, old)
         # The row that the next cycle looks at: the first one between entries.
         ahead = Signal.like(at)
-        m.d.comb += ahead.eq(Mux(busy & ~done, at + 1, 0))
+        m.d.comb += ahead.eq(Mux(on, at + 1, 0))
         m.d.comb += [r_port.addr.eq(Mux(sending, send_row, ahead)), r_port.en.eq(~sending | fetch)]
         with m.If(busy):
             m.d.sync += at.eq(ahead)
         return m
 
-    def _count(self, m: Module, clear: Value) -> Count:
-        count = Count(row=Signal(range(self.rows + 1), name="row_count"), cell=counter(self.cells, "cell_count"), more=Signal(name="more"))
-        whole = count.cell == self.cells - 1
+    def _count(self, m: Module, clear: Value, at: Value, on: Value) -> Count:
+        """``on``: the next row after ``at`` is looked at in the next cycle, otherwise the first one."""
+        count = Count(
+            row=Signal(range(self.rows + 1), name="row_count"), cell=counter(self.cells, "cell_count"), more=Signal(name="more"),
+            whole=Signal(name="whole"), partly=Signal(init=1, name="partly"),
+        )  # fmt: skip
+        fills = count.cell == self.cells - 1
         with m.If(clear):
             m.d.sync += [count.cell.eq(0), count.row.eq(0)]
         with m.Elif(count.more):
-            m.d.sync += [count.cell.eq(Mux(whole, 0, count.cell + 1)), count.row.eq(count.row + whole)]
+            m.d.sync += [count.cell.eq(Mux(fills, 0, count.cell + 1)), count.row.eq(count.row + fills)]
+        # Where the list grows the first row comes next, so that only for it the growth counts.
+        none = clear | ((count.row == 0) & ~(count.more & fills))
+        m.d.sync += [count.whole.eq(Mux(on, at + 1 < count.row, ~none)), count.partly.eq(Mux(on, at + 1 == count.row, none))]
         return count
 
     def _sink(
@@ -126,7 +141,7 @@ class TopK(wiring.Component):
             m.d.comb += [now.key.eq(key), now.slot.eq(slot)]
         m.d.comb += done.eq(busy & Mux(first, ~insert, last))
         behind = Signal(self.cells)  # cells that what is carried goes before: worse ones, and empty ones
-        m.d.comb += behind.eq(Cat((placed & ~first) | ~count.holds(at, k) | (now.key > old[k].key) for k in range(self.cells)))
+        m.d.comb += behind.eq(Cat((placed & ~first) | ~count.holds_here(k) | (now.key > old[k].key) for k in range(self.cells)))
         new = [
             Mux(behind[k], Mux(behind[k - 1], old[k - 1].as_value(), now.as_value()) if k else now.as_value(), old[k].as_value())
             for k in range(self.cells)

@@ -17,6 +17,8 @@ from hw.params import Lanes, Window
 from .base import Unit, signature
 
 PEAK = Window(kernel=(3, 3), pad=(1, 1, 1, 1))
+#: What makes a value a peak: more than four neighbours, no less than the other four, no less than the threshold, a lane in use.
+CONDITIONS = 10
 #: Beats with several peaks that wait for the sorter where a beat carries several classes.
 QUEUE = 16
 
@@ -76,12 +78,13 @@ class DecodeUnit(Unit):
         self.sorter = TopK(
             depth=top_k, cells=cells, value_bits=i.bits + (not i.signed), label_bits=self.label_bits, data_bits=4 * o.bits
         )  # fmt: skip
-        #: A beat with peaks, or a frame's last.
-        self.found = data.StructLayout({
-            "mask": i.lanes, "values": layout(i), "group": counter(self.groups, "g").shape(),
-            "row": counter(height, "r").shape(), "col": counter(width, "c").shape(),
-            "wh": layout(wh), "reg": layout(reg), "end": 1,
-        })  # fmt: skip
+        rest = {
+            "values": layout(i), "group": counter(self.groups, "g").shape(), "row": counter(height, "r").shape(),
+            "col": counter(width, "c").shape(), "wh": layout(wh), "reg": layout(reg), "end": 1,
+        }  # fmt: skip
+        #: A beat with what its comparisons said; a beat with peaks, or a frame's last.
+        self.compared = data.StructLayout({"mask": data.ArrayLayout(CONDITIONS, i.lanes), **rest})
+        self.found = data.StructLayout({"mask": i.lanes, **rest})
         super().__init__({
             "i": In(signature(i)), "wh_i": In(signature(wh)), "reg_i": In(signature(reg)), "o": Out(signature(o)),
             "least": In(layout(i).elem_shape, init=least),
@@ -98,9 +101,9 @@ class DecodeUnit(Unit):
         wiring.connect(m, wiring.flipped(self.i), self.window.i)
         wide = Lanes(lanes=self.found.size, bits=1, signed=False)
         m.submodules.queue = queue = Fifo(wide, QUEUE if self.i_lanes.lanes > 1 else 2)
-        m.submodules.slice = slice_ = Fifo(wide, 1)
-        self._find(m, slice_.i)
-        wiring.connect(m, slice_.o, queue.i)
+        m.submodules.slice = compared = Fifo(Lanes(lanes=self.compared.size, bits=1, signed=False), 2)
+        self._compare(m, compared.i)
+        self._find(m, compared.o, queue.i)
         self._boxes(m, *self._candidates(m, queue.o))
         record = self.sorter.o.payload
         boxes = [record.entry.data[k * self.o_lanes.bits : (k + 1) * self.o_lanes.bits] for k in range(4)]
@@ -109,26 +112,26 @@ class DecodeUnit(Unit):
         m.d.comb += [self.o.valid.eq(self.sorter.o.valid), self.sorter.o.ready.eq(self.o.ready)]
         return m
 
-    def _find(self, m: Module, o: Any) -> None:
-        """Peaks of the windows that come, with the pixel's size and shift; beats without any are dropped."""
+    def _compare(self, m: Module, o: Any) -> None:
+        """What the windows that come are, with the pixel's size and shift."""
         taps, lanes = self.window.o.payload, self.i_lanes.lanes
         row, col, group = counter(self.height, "row"), counter(self.width, "col"), counter(self.groups, "group")
         last_group, last_col, last_row = group == self.groups - 1, col == self.width - 1, row == self.height - 1
-        found = data.View(self.found, Signal(self.found, name="found"))
+        found = data.View(self.compared, Signal(self.compared, name="compared"))
         for k in range(lanes):
             value = taps[4 * lanes + k]
             # Outside lies the least value, so this holds there, but for a first pixel that is itself the least.
-            greater = Cat(value > taps[tap * lanes + k] for tap in range(4)).all() | ((row == 0) & (col == 0))
-            not_less = Cat(value >= taps[tap * lanes + k] for tap in range(5, 9)).all()
+            greater = [(value > taps[tap * lanes + k]) | ((row == 0) & (col == 0)) for tap in range(4)]
+            not_less = [value >= taps[tap * lanes + k] for tap in range(5, 9)]
             used = ~last_group if (self.groups - 1) * lanes + k >= self.channels else Const(1)
-            m.d.comb += [found.mask[k].eq(greater & not_less & (value >= self.least) & used), found.values[k].eq(value)]
+            m.d.comb += [found.mask[k].eq(Cat(*greater, *not_less, value >= self.least, used)), found.values[k].eq(value)]
         m.d.comb += [
             found.group.eq(group), found.row.eq(row), found.col.eq(col), found.end.eq(last_group & last_col & last_row),
             found.wh.eq(self.wh_i.payload), found.reg.eq(self.reg_i.payload),
         ]  # fmt: skip
-        valid, take, kept = Signal(), Signal(), Signal()
-        m.d.comb += [valid.eq(self.window.o.valid & self.wh_i.valid & self.reg_i.valid), kept.eq(found.mask.any() | found.end)]
-        m.d.comb += [o.valid.eq(valid & kept), o.payload.as_value().eq(found), take.eq(valid & (o.ready | ~kept))]
+        valid, take = Signal(), Signal()
+        m.d.comb += [valid.eq(self.window.o.valid & self.wh_i.valid & self.reg_i.valid), take.eq(valid & o.ready)]
+        m.d.comb += [o.valid.eq(valid), o.payload.as_value().eq(found)]
         m.d.comb += [self.window.o.ready.eq(take), self.wh_i.ready.eq(take & last_group), self.reg_i.ready.eq(take & last_group)]
         with m.If(take):
             m.d.sync += group.eq(Mux(last_group, 0, group + 1))
@@ -136,6 +139,14 @@ class DecodeUnit(Unit):
                 m.d.sync += col.eq(Mux(last_col, 0, col + 1))
                 with m.If(last_col):
                     m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+
+    def _find(self, m: Module, i: Any, o: Any) -> None:
+        """The beats with peaks; others are dropped."""
+        beat, found = data.View(self.compared, i.payload.as_value()), data.View(self.found, Signal(self.found, name="found"))
+        kept = found.mask.any() | found.end
+        m.d.comb += [found[name].eq(beat[name]) for name in self.found.members if name != "mask"]
+        m.d.comb += found.mask.eq(Cat(beat.mask[k].all() for k in range(self.i_lanes.lanes)))
+        m.d.comb += [o.valid.eq(i.valid & kept), o.payload.as_value().eq(found), i.ready.eq(o.ready | ~kept)]
 
     def _candidates(self, m: Module, source: Any) -> tuple[Any, Value, Value, Value, Value, Signal]:
         """The peaks of a beat one by one, the lowest class first: (beat, valid, value, label, end, ready)."""
