@@ -47,7 +47,7 @@ class WindowTaps(wiring.Component):
         m = Module()
         step, due, emit = Signal(), Signal(), Signal()
         free = Signal()
-        m.d.comb += [free.eq(~self.o.valid | self.o.ready), emit.eq(step & due)]
+        m.d.comb += free.eq(~self.o.valid | self.o.ready)
         inside = self._schedule(m, step, due, free, emit)
         words = self._line_buffer(m, step)
         shape = data.ArrayLayout(self.i.payload.shape().elem_shape, self.lanes.lanes)
@@ -63,23 +63,25 @@ class WindowTaps(wiring.Component):
     def _schedule(self, m: Module, step: Signal, due: Signal, free: Value, emit: Value) -> list[Value]:
         """Which steps are taken and which of them give an output; returns which of its taps lie in the map."""
         beats = self.height * self.width * self.groups
-        index = counter(beats, "index")  # of the beat that comes in
-        active = Signal()  # outputs of the frame are under way; `wait` steps pass before the next
-        wait = counter(max(self.gaps), "wait")
+        index = counter(beats, "index")  # of the beat that comes in; what is asked of it stands in registers beside it
+        first, start, end = Signal(init=self.first == 0), Signal(init=1), Signal(init=beats == 1)
+        active = Signal()  # outputs of the frame are under way; `wait` + 1 steps pass before the next
+        wait = Signal(signed(max(self.gaps).bit_length() + 1), name="wait")
         begin, idle = Signal(), Signal()
-        m.d.comb += begin.eq(~active & (index == self.first))
-        m.d.comb += idle.eq(active & (index == 0) & ~self.i.valid)
-        m.d.comb += due.eq(Mux(active, wait == 0, begin))
+        m.d.comb += begin.eq(~active & first)
+        m.d.comb += idle.eq(active & start & ~self.i.valid)
+        m.d.comb += due.eq(Mux(active, wait[-1], begin))
         m.d.comb += self.i.ready.eq(free | ~due)
-        m.d.comb += step.eq(self.i.ready & (self.i.valid | idle))
+        m.d.comb += [step.eq((free | ~due) & (self.i.valid | idle)), emit.eq(free & due & (self.i.valid | idle))]
         with m.If(step & ~idle):
-            m.d.sync += index.eq(Mux(index == beats - 1, 0, index + 1))
+            m.d.sync += [index.eq(Mux(end, 0, index + 1)), start.eq(end)]
+            m.d.sync += [first.eq(index == (self.first - 1) % beats), end.eq(index == (beats - 2) % beats)]
         wraps = self._loops(m, emit)
         with m.If(emit):
             m.d.sync += active.eq(~wraps[0])
             for k, gap in enumerate(self.gaps):
                 with m.If(wraps[k + 1]) if k == 0 else m.Elif(wraps[k + 1]):
-                    m.d.sync += wait.eq(gap - 1)
+                    m.d.sync += wait.eq(gap - 2)
         with m.Elif(step & active):
             m.d.sync += wait.eq(wait - 1)
         return self._inside(m, emit, wraps)
