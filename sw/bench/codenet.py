@@ -59,15 +59,28 @@ def bench_codenet(name: str | None = None, *, folder: Path | None = None, step: 
     """
     if name is not None and name not in CONFIGS:
         raise WarploomError(f"--config must be one of {', '.join(CONFIGS)}, not {name!r}")
-    base = folder or ROOT / "build" / "bench" / "codenet"
-    return [_record(CONFIGS[n], base / n, step) for n in ([name] if name else CONFIGS)]
+    return [_record(CONFIGS[n], _base(folder) / n, step) for n in ([name] if name else CONFIGS)]
+
+
+def simulate_codenet(name: str, *, folder: Path | None = None, step: Step = lambda _: None) -> dict[str, Any]:
+    """The part of a configuration's record that a simulation of whole frames gives; kept likewise."""
+    config = CONFIGS[name]
+    return _frames(config, _base(folder) / name, lambda text: step(f"{name}: {text}"))
+
+
+def _base(folder: Path | None) -> Path:
+    return folder or ROOT / "build" / "bench" / "codenet"
+
+
+def _frames(config: Config, folder: Path, say: Step) -> dict[str, Any]:
+    model, compiled = _model(config, folder / "model", say), folder / "compiled"
+    compile(model / "model.onnx", compiled, target_cycles=config.cycles, device=DEVICE, step=say)
+    return _simulated(config, model, compiled, folder / "simulated.json", say)
 
 
 def _record(config: Config, folder: Path, step: Step) -> dict[str, Any]:
     say: Step = lambda text: step(f"{config.preset}: {text}")  # noqa: E731
-    model, compiled = _model(config, folder / "model", say), folder / "compiled"
-    compile(model / "model.onnx", compiled, target_cycles=config.cycles, device=DEVICE, step=say)
-    record = _simulated(config, model, compiled, folder / "simulated.json", say)
+    record, compiled = _frames(config, folder, say), folder / "compiled"
     say("area of every unit by Yosys")
     area = synthesize(build_design(compiled), "xcup", lambda done, total: say(f"{done} of {total} units") if done % 20 == 0 else None)
     planned = {"cycles_per_frame": load_design(compiled)["interval_cycles"]}
