@@ -8,7 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import add_carry, pack_row
-from hw.lib.primitives import DspMac, register
+from hw.lib.primitives import DspMac, Mult18x18d, register
 from hw.lib.ring import counter
 from hw.lib.rom import Rom
 from hw.lib.soft import booth, booth_sum
@@ -32,11 +32,13 @@ class Mac(wiring.Component):
     """``o[c] = bias[c] + Σ_tap weights[tap][c] · i[tap][c]`` for the groups of channels in turn, pixel after pixel.
 
     Words come in order group, tap; a result leaves for each group. Throughput: one word a cycle, a result every ``taps``
-    cycles. Latency: three cycles from the last tap to its result. While a result waits, everything waits: the sum is its register.
+    cycles. Latency: three cycles (four with "mult18x18d") from the last tap to its result. While a result waits, everything waits: the
+    sum is its register.
 
     Parameters: ``weights`` (taps, channels), ``bias`` (channels,), ``i`` lanes of the words, ``o`` lanes of the results: as
     many, signed, with bits enough for every sum (intermediate sums may wrap). Unused lanes of ``o`` are 0.
-    ``multiplier``: "dsp48e2" has a slice a lane that also accumulates, "soft" Booth digits in logic; others leave a product to the tools.
+    ``multiplier``: "dsp48e2" has a slice a lane that also accumulates, "mult18x18d" one that multiplies between registers of its own (words
+    of at most 17 bits, 18 if signed), "soft" Booth digits in logic; others leave a product to the tools.
     ``memory``: place of the weights.
     Raises ValueError if sizes do not agree or the bias does not fit ``o``.
     """
@@ -51,6 +53,8 @@ class Mac(wiring.Component):
             raise ValueError(f"weights must be (taps, {len(bias)}) like the bias, not {[len(row) for row in weights]}")
         if o.lanes != i.lanes or not o.signed:
             raise ValueError(f"o must be signed and have {i.lanes} lanes like i, not {o!r}")
+        if multiplier == "mult18x18d" and i.bits + (not i.signed) > 18:
+            raise ValueError(f"words must fit 18 bits, signed, for a MULT18X18D, not {i!r}")
         if bits_for(bias) > o.bits:
             raise ValueError(f"bias must fit {o.bits} bits, not {min(bias)}..{max(bias)}")
         self.lanes, self.out, self.taps, self.multiplier, self.memory = i, o, len(weights), multiplier, memory
@@ -83,16 +87,19 @@ class Mac(wiring.Component):
             with m.If(last):
                 m.d.sync += group.eq(Mux(group == groups - 1, 0, group + 1))
 
-        # Stage 1: word and weights. Stage 2: products and bias. Stage 3: sum.
-        valid, first, end = Signal(2), Signal(2), Signal(2)
+        # Stage 1: word and weights. Stage 2: products (in two steps where a slice has a register more) and bias. Stage 3: sum.
+        stages = 3 if self.multiplier == "mult18x18d" else 2
+        valid, first, end = Signal(stages), Signal(stages), Signal(stages)
         with m.If(step):
             m.d.sync += [group_1.eq(group), valid.eq(valid << 1 | taken)]
             m.d.sync += [first.eq(first << 1 | (tap == 0)), end.eq(end << 1 | last)]
-            m.d.sync += self.o.valid.eq(valid[1] & end[1])
-        lane = {"dsp48e2": self._slice, "soft": self._soft}.get(self.multiplier, self._inferred)
+            m.d.sync += self.o.valid.eq(valid[-1] & end[-1])
+        if stages == 3:
+            bias = [register(m, value, step, f"bias_{k}") for k, value in enumerate(bias)]
+        lane = {"dsp48e2": self._slice, "mult18x18d": self._multiplier, "soft": self._soft}.get(self.multiplier, self._inferred)
         for k in range(lanes):
             weight = weights.data[k * bits : (k + 1) * bits].as_signed()
-            lane(m, k, weight, bias[k], step, step & valid[1], first[1])
+            lane(m, k, weight, bias[k], step, step & valid[-1], first[-1])
         return m
 
     def _slice(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
@@ -100,6 +107,14 @@ class Mac(wiring.Component):
         m.submodules[f"dsp{k}"] = dsp = DspMac()
         m.d.comb += [dsp.a.eq(self.i.payload[k]), dsp.b.eq(weight), dsp.c.eq(bias), dsp.load.eq(first), dsp.en.eq(step), dsp.add.eq(add)]
         m.d.comb += self.o.payload[k].eq(dsp.p)
+
+    def _multiplier(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
+        """A lane with a MULT18X18D, whose registers hold word and weight, then the product twice."""
+        m.submodules[f"mult{k}"] = mult = Mult18x18d()
+        m.d.comb += [mult.a.eq(self.i.payload[k]), mult.b.eq(weight), mult.en.eq(step)]
+        product = mult.p[: self.lanes.bits + len(weight)].as_signed()
+        with m.If(add):
+            m.d.sync += self.o.payload[k].eq(Mux(first, bias, self.o.payload[k]) + product)
 
     def _inferred(self, m: Module, k: int, weight: Value, bias: Value, step: Value, add: Value, first: Value) -> None:
         """A lane with a product that the tools find a multiplier for."""

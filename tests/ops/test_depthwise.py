@@ -76,6 +76,8 @@ def test_units(check_units: Callable[..., None]) -> None:
         case(4, 5, 3, SAME, lanes=2, pysim=True, multiplier="dsp48e2"),
         case(5, 4, 5, SAME, lanes=5, signed=True, multiplier="dsp48e2", weight_bits=8),
         case(4, 4, 2, Window(), lanes=1, multiplier="dsp48e2"),
+        case(4, 5, 3, SAME, lanes=2, pysim=True, multiplier="mult18x18d"),
+        case(5, 4, 5, SAME, lanes=5, signed=True, multiplier="mult18x18d", weight_bits=8),
         case(4, 5, 3, SAME, lanes=2, pysim=True, multiplier="soft"),
         case(5, 4, 5, SAME, lanes=5, signed=True, multiplier="soft", weight_bits=8),
         case(5, 4, 3, SAME, lanes=3, bits=3, multiplier="soft", weight_bits=5),
