@@ -110,7 +110,7 @@ def _requant(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
         i=i,
         o=o,
         multiplier_bits=18 if fold.multiplier in ("packed18", "mult18x18d") else None,
-        slices=fold.multiplier == "dsp48e2",
+        slices=fold.multiplier in ("dsp48e2", "mult18x18d"),
     )
 
 

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from hw.lib.arith import bits_for
 from hw.lib.fifo import Fifo
 from hw.lib.fixed import ROUNDINGS, Rounding, round_kept, saturate, shift_keep, shift_right
-from hw.lib.primitives import DspMac, register
+from hw.lib.primitives import DspMac, Mult18x18d, register
 from hw.lib.store import table
 from hw.params import Ints, Lanes
 
@@ -27,8 +27,8 @@ SORTS = 4
 class RequantUnit(Unit):
     """Accumulators to activations, ``clamp(round(acc · multiplier · 2^-shift), low, high)`` with a multiplier and shift a channel.
 
-    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles (7 where the
-    multiplication is split); ready is registered.
+    Golden model: sw.ops.requant.Requant.golden. Throughput one beat a cycle, latency 5 cycles, one more where
+    the multiplication is split and one where it has MULT18X18D; ready is registered.
     Multipliers and shifts stand in one ROM of a row a channel group, or are constants where all groups agree.
 
     Parameters
@@ -38,9 +38,9 @@ class RequantUnit(Unit):
     low, high: the clamp, inside the range of ``o``
     rounding: "half_up", "half_even" or "floor"
     i, o: streams, with equal lanes
-    multiplier_bits: accumulators wider than this are multiplied in two parts and two more cycles (None: never): 18 suits ECP5
-    slices: a DSP48E2 a lane that multiplies and rounds, where operands and rounding fit it (:attr:`sliced`); shifts then
-        differ only by what the multipliers have no room for
+    multiplier_bits: accumulators wider than this are multiplied in two parts and one more cycle (None: never): 18 suits ECP5
+    slices: instances. A DSP48E2 a lane that multiplies and rounds, where operands and rounding fit it (:attr:`sliced`); shifts then
+        differ only by what the multipliers have no room for. With ``multiplier_bits`` MULT18X18D (:attr:`instances`)
     repeat: beats that each channel group lasts (the pixels of a map whose channel groups come first: hw/lib/held.py)
 
     Raises
@@ -92,12 +92,16 @@ class RequantUnit(Unit):
         self.acc_bits = i.bits + (not i.signed)
         room = (SLICE[0] if self.acc_bits <= SLICE[1] else SLICE[1]) - bits_for(multiplier)  # for bits of shifts
         sorts = (max(shift) - min(shift)) // (room + 1) + 1 if room >= 0 else SORTS + 1
-        self.sliced = slices and rounding != "half_even" and sorts <= SORTS and self.acc_bits <= SLICE[0]
+        self.sliced = slices and multiplier_bits is None and rounding != "half_even" and sorts <= SORTS and self.acc_bits <= SLICE[0]
         if self.sliced:
             # m·2^-s = (m·2^f)·2^-(s + f): shifts grow up to the next of a few.
             grown = [(max(shift) - s) % (room + 1) for s in self.shift]
             self.multiplier = [m << f for m, f in zip(self.multiplier, grown, strict=True)]
             self.shift = [s + f for s, f in zip(self.shift, grown, strict=True)]
+        low, high = (self.SPLIT + 1, self.acc_bits - self.SPLIT) if self.split else (self.acc_bits, 0)
+        self.instances = slices and multiplier_bits is not None and max(low, high, bits_for(self.multiplier)) <= SLICE[1]
+        #: Steps from an accumulator to its product.
+        self.product_stages = 2 + self.split + self.instances
         self.base, self.unit = min(self.shift), room + 1 if self.sliced else 1
         super().__init__({"i": In(signature(i)), "o": Out(signature(o))})
 
@@ -136,7 +140,7 @@ class RequantUnit(Unit):
         m = Module()
         m.submodules.slice = out = Fifo(self.o_lanes, 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
-        valid = [Signal(name=f"valid{k}") for k in range(4 + 2 * self.split)]  # of the stages: input, product, shifted, rounded
+        valid = [Signal(name=f"valid{k}") for k in range(self.product_stages + 2)]  # of the stages: the product's, shifted, rounded
         en, taken = Signal(), Signal()
         m.d.comb += [en.eq(out.i.ready), taken.eq(self.i.valid & self.i.ready), out.i.valid.eq(valid[-1])]
         with m.If(en):
@@ -182,26 +186,34 @@ class RequantUnit(Unit):
         return result
 
     def lane(self, m: Module, n: int, multiplier: Value, extra: Value, en: Value) -> Signal:
-        """One lane's pipeline: the accumulator, its product (in three steps if split), shifted, rounded and clamped."""
+        """One lane's pipeline: the accumulator, its product (in two steps if split), shifted, rounded and clamped."""
 
         def step(value: Any, name: str) -> Signal:
             return register(m, value, en, f"{name}{n}")
 
+        def product(x: Value, y: Value, name: str) -> Value:
+            if not self.instances:
+                return step(x * y, name)
+            m.submodules[f"{name}{n}"] = mult = Mult18x18d()
+            m.d.comb += [mult.a.eq(x), mult.b.eq(y), mult.en.eq(en)]
+            return mult.p[: len(x * y)].as_signed()
+
         acc = Signal(signed(self.acc_bits), name=f"acc{n}", reset_less=True)
-        with m.If(en):
-            m.d.sync += acc.eq(self.i.payload[n])
         fixed = isinstance(extra, Const)
-        multiplier = multiplier if isinstance(multiplier, Const) else step(multiplier, "multiplier")
-        if self.split:  # the two multipliers lie apart: a register on the way to them
-            acc, extra = step(acc, "acc_0_"), extra if fixed else step(extra, "extra_1_")
-            multiplier = multiplier if isinstance(multiplier, Const) else step(multiplier, "multiplier_0_")
-            low, high = step(acc[: self.SPLIT] * multiplier, "low"), step(acc[self.SPLIT :].as_signed() * multiplier, "high")
-            product = step((high << self.SPLIT) + low, "product")
-            extra = extra if fixed else step(step(extra, "extra_0_"), "extra")
+        if self.instances:  # their own registers stand in front
+            m.d.comb += acc.eq(self.i.payload[n])
         else:
-            product = step(acc * multiplier, "product")
-            extra = extra if fixed else step(extra, "extra")
-        shifted, lost = shift_keep(product, self.base + (extra.value if isinstance(extra, Const) else 0))
+            with m.If(en):
+                m.d.sync += acc.eq(self.i.payload[n])
+            multiplier = multiplier if isinstance(multiplier, Const) else step(multiplier, "multiplier")
+        if self.split:
+            low, high = product(acc[: self.SPLIT], multiplier, "low"), product(acc[self.SPLIT :].as_signed(), multiplier, "high")
+            whole = step((high << self.SPLIT) + low, "product")
+        else:
+            whole = product(acc, multiplier, "product")
+        for k in range(0 if fixed else self.product_stages - 1):
+            extra = step(extra, f"extra_{k}_")
+        shifted, lost = shift_keep(whole, self.base + (extra.value if isinstance(extra, Const) else 0))
         if not fixed:
             shifted, lost_more = shift_right(shifted, extra)
             lost = lost | lost_more

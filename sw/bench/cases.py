@@ -139,7 +139,8 @@ def _rest() -> Iterable[UnitCase]:
     for count in (1, 4, 16):
         yield chain(f"requant/{count}", acc, (requant("requant", acc), count, count))
     narrow = kind(16, 16, 64, 17, True)
-    yield chain("requant/4_primitives", acc, (requant("requant", acc), 4, 4), variant="primitives")
+    for count in (4, 16):
+        yield chain(f"requant/{count}_primitives", acc, (requant("requant", acc), count, count), variant="primitives")
     yield chain("requant/4_narrow", narrow, (requant("requant", narrow), 4, 4), variant="primitives")
     x = kind(16, 16, 32)
     i = Lanes(lanes=8, bits=8, signed=False)

@@ -45,7 +45,7 @@ def case(
         i=Lanes(lanes=lanes, bits=acc_bits, signed=True), o=Lanes(lanes=lanes, bits=fields["bits"], signed=fields["signed"]), slices=slices,
         multiplier_bits=split, **fields_hw,
     )  # fmt: skip
-    assert unit.sliced == slices, name
+    assert (unit.sliced, unit.instances) == (slices and split is None, slices and split is not None), name
     return Case(name=name, unit=unit, op=op, inputs=(x,), pysim=over.get("rounding") == "half_even", latency=latency)
 
 
@@ -61,10 +61,14 @@ def test_units_equal_golden(check_units: Any) -> None:
         case("shared_even", 4, 2, 22, shared=True, rounding="half_even"),
         case("clamp_without_zero", 5, 4, 20, low=3, high=100),
         case("lane_a_channel", 4, 4, 12),
-        case("split", 7, 3, 24, split=18, latency=7),
+        case("split", 7, 3, 24, split=18, latency=6),
         case("split_even", 5, 2, 32, split=18, rounding="half_even", longest=44),
         case("split_shared", 4, 4, 20, split=18, shared=True),
         case("not_split", 4, 2, 18, split=18, latency=5),
+        case("ecp5", 7, 3, 24, split=18, slices=True, latency=7),
+        case("ecp5_even", 5, 2, 32, split=18, slices=True, rounding="half_even", longest=44),
+        case("ecp5_narrow", 5, 2, 17, split=18, slices=True, low=0, high=255, signed=False, latency=6),
+        case("ecp5_shared", 4, 4, 20, split=18, slices=True, shared=True),
         case("slices", 7, 3, 18, slices=True),  # room for 10 bits of shifts: three sorts are left
         case("slices_wide", 7, 2, 27, slices=True, spread=8, longest=8),  # and for one: four are left
         case("slices_far", 4, 2, 18, slices=True, longest=44),
