@@ -29,7 +29,7 @@ RECIPES = {
         quantize={"epochs": 16, **_QUANTIZE},
     ),
     "cells-q": Recipe(
-        about="bccd_320, network Q as CoDeNet has it (no laterals), x0.5 trunk; 820 CPU seconds",
+        about="bccd_320, network Q as CoDeNet has it (no laterals), x0.5 trunk; 750 CPU seconds",
         train={**_CELLS, "epochs": 40},
         quantize={"epochs": 40, **_QUANTIZE},
     ),
