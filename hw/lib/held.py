@@ -84,10 +84,15 @@ class HeldMatVec(Unit):
         # A fold's weights: all there before it starts, read for every pixel, free after the last.
         done = issue & last & last_pixel
         weights = self.rows(m, step, filled, beat, done)
-        m.d.comb += [core.x.eq(element), core.w.eq(self.core.dot.word_of(weights)), core.en.eq(step)]
+        # Block RAM is slow: nothing but a register behind it.
+        word = Signal.like(core.w, name="word", reset_less=True)
+        x = Signal(element.shape(), name="element", reset_less=True)
+        control, control_1 = Signal(3), Signal(3)
+        m.d.comb += [core.x.eq(x), core.w.eq(word), core.en.eq(step), Cat(core.valid, core.first, core.end).eq(control_1)]
         with m.If(step):
-            m.d.sync += [core.valid.eq(issue), core.first.eq(beat == 0), core.end.eq(last)]
-        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(core.latency)]
+            m.d.sync += [x.eq(element), word.eq(self.core.dot.word_of(weights))]
+            m.d.sync += [control.eq(Cat(issue, beat == 0, last)), control_1.eq(control)]
+        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(core.latency + 1)]
         with m.If(step):
             m.d.sync += [b.eq(a) for a, b in pairwise([fold, *folds])]
         for k, value in enumerate(self.bias_row(m, step, folds[-2])):
