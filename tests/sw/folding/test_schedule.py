@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hw.units.decode import PEAK
 from sim.accelerator import VerilatorAccelerator
 from sw import compiler
 from sw.errors import DeviceError
@@ -70,3 +71,17 @@ def test_without_that_room_the_network_locks(tmp_path: Path, monkeypatch: pytest
     accelerator = VerilatorAccelerator(tmp_path / "compiled", watchdog=3000)
     with pytest.raises(DeviceError, match=r"(?s)no beat moved.*waits for its reader"):
         accelerator.run(np.zeros((1, 16, 16, 3), np.int64))
+
+
+def test_a_decoder_keeps_sizes_until_the_window_of_their_pixel_is_whole() -> None:
+    """A 6×8 map of two beats a pixel: pixel (r, c) goes with the last beat of (r + 1, c + 1); its records follow the last pixel."""
+    beat = np.arange(2 * 6 * 8 * 2, dtype=np.int64)
+    pixel = beat[1::2]
+    found = timing.decode((beat, pixel, pixel), 2, (6, 8, 2), PEAK, 5)
+    waits = (found.reads[1] - pixel).reshape(2, 6, 8)
+    assert (found.reads[1] == found.reads[2]).all() and (waits[:, :5, :7] == waits[0, 0, 0]).all() and waits[0, 0, 0] >= 9 * 2
+    assert found.writes[0].tolist() == [found.reads[1][47] + timing.LATENCY + k for k in range(5)] + [
+        found.reads[1][95] + timing.LATENCY + k for k in range(5)
+    ]
+    late = timing.decode((beat, pixel + 1000, pixel), 2, (6, 8, 2), PEAK, 5)  # sizes that come late hold the heat back
+    assert (late.reads[1] >= pixel + 1000).all() and late.reads[0][-1] >= 1000
