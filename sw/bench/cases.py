@@ -16,8 +16,8 @@ from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
 from hw.lib.regroup import Regroup
 from hw.params import Lanes, Multiplier, Range, Window
+from sw.builders import BUILDERS
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS
 from sw.ops import Add, Concat, Deform, MaxPool, Shuffle, Split, Upsample
 from sw.ops.base import Array
 

@@ -14,10 +14,10 @@ from hw.lib.regroup import Regroup
 from hw.params import Lanes, Multiplier, RomKind, Window
 from sw import estimate
 from sw.bench.unit_case import SAME3, conv, depthwise, kind, requant, weights
+from sw.builders import BUILDERS
 from sw.engine import lanes
 from sw.estimate import Area, Family
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS
 from sw.ops import Add, Concat, Deform, MaxPool, Op, Shuffle, Split, TensorType, Upsample
 from sw.synth.network import Part, Progress, compare, measured
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from hw.engine import EngineLayer, EngineUnit
+from sw.builders import BUILDERS
 from sw.engine import lanes
 from sw.folding.deform_memory import lanes_in_word, traffic_of
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS
 from sw.ops import Array, Conv, Deform, Requant
 
 from .unit_case import VARIANTS, UnitCase, conv, deform_frames, kind, requant, weights

@@ -14,9 +14,9 @@ import numpy as np
 from hw.chain import Chain
 from hw.lib.regroup import Regroup
 from hw.params import Multiplier, Window
+from sw.builders import BUILDERS
 from sw.engine import lanes
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS
 from sw.ops import Conv, Depthwise, Op, Requant, TensorType
 from sw.ops.base import Array
 

@@ -26,10 +26,10 @@ from hw.units.decode import DecodeUnit
 from hw.units.depthwise import DepthwiseUnit
 from sim.run import Case
 from sw import ops
+from sw.builders import BUILDERS
 from sw.cache import ROOT
 from sw.engine import lanes
 from sw.folding.fold import Fold
-from sw.lower import BUILDERS
 from sw.ops import Array, Op, TensorType
 
 FRAMES = 4
