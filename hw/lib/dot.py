@@ -10,40 +10,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.arith import adder_tree, pack_row, tree_stages
+from hw.lib.modular import add_mod, multiply_mod, subtract_mod
 from hw.lib.packing import Packing, packing_of, signed_bits
 from hw.lib.primitives import Dsp48e2, Mult18x18d, register
+from hw.lib.soft import soft_product
 from hw.params import Ints, Ints2, Lanes, Multiplier, Range
-
-
-# Arithmetic modulo 2^n as Boolean formulas: as '+' it would become carry chains, which cost more at two or three bits.
-def add_mod(a: Sequence[Value], b: Sequence[Value]) -> list[Value]:
-    """(a + b) mod 2^n of two little-endian bit lists."""
-    total, carry = [], None
-    for x, y in zip(a, b, strict=True):
-        half = x ^ y
-        total.append(half if carry is None else half ^ carry)
-        carry = (x & y) if carry is None else (x & y) | (carry & half)
-    return total
-
-
-def subtract_mod(a: Sequence[Value], b: Sequence[Value]) -> list[Value]:
-    """(a - b) mod 2^n."""
-    total, borrow = [], None
-    for x, y in zip(a, b, strict=True):
-        half = x ^ y
-        total.append(half if borrow is None else half ^ borrow)
-        borrow = (~x & y)[0] if borrow is None else ((~x & y) | (borrow & ~half))[0]
-    return total
-
-
-def multiply_mod(x: Value, w: Value, bits: int) -> list[Value]:
-    """(x · w) mod 2^n from the low bits of both."""
-    rows = [[x[k - j] & w[j] if 0 <= k - j < len(x) and j < len(w) else None for k in range(bits)] for j in range(bits)]
-    total: list[Value] = [Const(0)] * bits
-    for j, row in enumerate(rows):
-        upper = [Const(0) if v is None else v for v in row[j:]]
-        total = total[:j] + add_mod(total[j:], upper)
-    return total
 
 
 class Dot(wiring.Component):
@@ -299,25 +270,3 @@ class Dot(wiring.Component):
         last = total[packing.offsets[-1] :]
         result.append((register(m, last if packing.bias else last.as_signed(), self.en, f"{name}_field{self.lanes - 1}"), None))
         return result
-
-
-def soft_product(m: Module, x: Value, weight: Value, en: Signal, name: str) -> Value:
-    """x · weight in logic, two registers: bits of the weight two by two, the top one negative, then their sum."""
-    shifted = []
-    for k in range(0, len(weight), 2):
-        low = Cat(*(bit & weight[k] for bit in x))
-        low = low.as_signed() if x.shape().signed else low
-        part: Value = low
-        if k + 1 < len(weight):
-            high = Cat(*(bit & weight[k + 1] for bit in x))
-            high = high.as_signed() if x.shape().signed else high
-            part = low - (high << 1) if k + 2 == len(weight) else low + (high << 1)
-        elif k + 1 == len(weight):
-            part = -low
-        shifted.append(register(m, part, en, f"{name}_{k}") << k)
-    total = shifted[0]
-    for part in shifted[1:]:
-        total = total + part
-    return register(m, total, en, name)
-
-
