@@ -19,6 +19,8 @@ from sw.report import write_report
 from sw.runtime.accelerator import GoldenAccelerator
 from sw.testing import micro_network
 
+#: As in tests/e2e/test_detections.py, so that both take one build of the simulation from the cache.
+BOXES = Boxes(top_k=17, threshold=0.6)
 BOX = (
     "<annotation><size><width>32</width><height>32</height></size><object><name>{}</name>"
     "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>22</ymax></bndbox></object></annotation>"
@@ -28,7 +30,7 @@ BOX = (
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     model = micro_network(tmp_path_factory.mktemp("boxes") / "m.onnx", detector=True)
-    return with_decoder(load_graph(model), Boxes(top_k=20, threshold=0.3))
+    return with_decoder(load_graph(model), BOXES)
 
 
 def pictures(count: int) -> np.ndarray:
@@ -46,7 +48,7 @@ def test_a_backend_gives_the_boxes_of_its_own_maps(graph: Graph) -> None:
     images, accelerator = pictures(3), GoldenAccelerator(graph)
     backend = accelerated("golden", accelerator)
     assert backend.finder is not None and backend.classes == ("0", "1", "2")
-    wanted = decode(*backend.network(images), top_k=20, stride=2, threshold=0.3)
+    wanted = decode(*backend.network(images), top_k=17, stride=2, threshold=0.6)
     same(backend.finder(images), wanted)
     kept = stored("rtl", graph, images, accelerator.run(images.astype(np.int64)).outputs)
     assert kept.finder is not None
@@ -60,9 +62,9 @@ def test_a_backend_gives_the_boxes_of_its_own_maps(graph: Graph) -> None:
 def test_boxes_below_a_threshold_are_left_out(graph: Graph, data: Path) -> None:
     backend = accelerated("golden", GoldenAccelerator(graph))
     sample = open_folder(data, "test", backend.classes)[0]
-    found = [detect(backend.network, [sample], (32, 32), threshold=t, finder=backend.finder)[0] for t in (0.0, 0.6)]
-    assert 0 < len(found[1].scores) < len(found[0].scores) and found[1].scores.min() >= 0.6
-    assert (found[0].scores >= 0.6).sum() == len(found[1].scores)
+    found = [detect(backend.network, [sample], (32, 32), threshold=t, finder=backend.finder)[0] for t in (0.0, 0.8)]
+    assert 0 < len(found[1].scores) < len(found[0].scores) and found[1].scores.min() >= 0.8
+    assert (found[0].scores >= 0.8).sum() == len(found[1].scores)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_every_step_uses_the_chips_boxes(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     micro_network(run / "model.onnx", detector=True)
-    steps.compile(run, boxes=Boxes(top_k=20, threshold=0.3))
+    steps.compile(run, boxes=BOXES)
     steps.simulate(run, data=data, images=2)
     stored_ap = steps.evaluate(run, backend="rtl", data=data)
     assert stored_ap["images"] == 2
@@ -93,4 +95,4 @@ def test_every_step_uses_the_chips_boxes(data: Path, tmp_path: Path) -> None:
     assert {("detections", "golden", "rtl"), ("detections", "host", "rtl"), ("hm", "golden", "rtl")} <= pairs
     write_report(run)
     text = (run / "report.md").read_text()
-    assert "The 20 best boxes with a score of at least 0.3 leave it" in text and "Boxes from the Verilog (left)" in text
+    assert "The 17 best boxes with a score of at least 0.6 leave it" in text and "Boxes from the Verilog (left)" in text
