@@ -44,8 +44,8 @@ CONFIGS = {
         Config(preset="a", cycles=400_000, frames=5, published_fps=32.2),
         Config(preset="b", cycles=400_000, frames=5, published_fps=26.9),
         Config(preset="c", cycles=1_600_000, frames=5, published_fps=9.3),
-        Config(preset="d", cycles=7_500_000, frames=2, published_fps=5.2),
-        Config(preset="e", cycles=7_500_000, frames=2, published_fps=4.6),
+        Config(preset="d", cycles=7_500_000, frames=3, published_fps=5.2),
+        Config(preset="e", cycles=7_500_000, frames=3, published_fps=4.6),
     )
 }
 

@@ -9,13 +9,13 @@ from hw.lib.movers import AHEAD, MARGIN
 from hw.lib.spool import BLOCK
 from hw.params import Multiplier
 from hw.top import Link
-from sw.engine import EnginePlan, Place, columns, cycles, requant_of, weights_of, words
+from sw.engine import EnginePlan, Place, columns, job_cycles, members, requant_of, weights_of, words
 from sw.graph import Graph, Node
 from sw.lower import Design
 from sw.targets import Device
 
 #: Most of the interval that the jobs may fill, and most of the memory's rate that all traffic may take.
-LOAD, RATE = 0.92, 0.92
+LOAD, RATE = 0.88, 0.9
 #: Most words of a tile of operands, and of results: what the rings on chip can hold.
 MOST_OPERANDS, MOST_RESULTS = 2560, 4608
 #: Words that the rings grow by: the depth of a block RAM.
@@ -46,9 +46,19 @@ def plan(
             continue  # two requantizers
         made = EnginePlan(pe=pe, simd=simd, lanes=2, multiplier=multiplier, data_bits=device.memory_bits, store="memory")
         tiled = with_tiles(graph, device, made, nodes, target, spent)
-        if tiled is not None and cycles(graph, tiled) <= LOAD * target:
+        if tiled is not None and busy(graph, device, tiled, target, spent) <= LOAD * target:
             return tiled
     return None
+
+
+def busy(graph: Graph, device: Device, made: EnginePlan, target: int, spent: float) -> float:
+    """Cycles a frame that all jobs take when their weights have only the rest of the memory's rate."""
+    layers = members(graph, made)
+    row = columns(made, weights_of(conv for conv, _ in layers.values()))
+    sizes = [(_Sizes(graph, made, conv, row), made.places[name].tile) for name, (conv, _) in layers.items()]
+    maps = sum(s.maps for s, _ in sizes) / target
+    rate = device.memory_bytes * 8 / made.data_bits - maps - spent * 8 / made.data_bits
+    return sum(s.pixels // tile * max(s.cycles(tile), s.weights / rate) for s, tile in sizes)
 
 
 def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[Node], target: int, spent: float) -> EnginePlan | None:
@@ -80,7 +90,8 @@ def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[N
 
 
 class _Sizes:
-    """A layer's words: ``front``, ``back`` a pixel; ``tiles`` that are whole blocks and fit the rings."""
+    """A layer's words: ``front``, ``back`` a pixel, ``maps`` there and back a frame, ``weights`` a job; ``tiles`` that are whole blocks and
+    fit the rings."""
 
     def __init__(self, graph: Graph, made: EnginePlan, node: Node, row: int) -> None:
         after = requant_of(graph, node)
@@ -88,15 +99,21 @@ class _Sizes:
         x, y = graph.tensors[node.inputs[0]].type, graph.tensors[after.outputs[0]].type
         self.front, self.back, self.pixels = -(-x.channels // made.simd), -(-y.channels // made.simd), x.pixels
         self.weights = words(made, x.channels, y.channels, row)
+        self.maps = 2 * x.pixels * (self.front + self.back)
+        self.made, self.row, self.channels, self.outs = made, row, x.channels, y.channels
         self.tiles = [
             t for t in range(8, x.pixels + 1)
             if x.pixels % t == 0 and not t * self.front % BLOCK and not t * self.back % BLOCK
             and t * self.front <= MOST_OPERANDS and t * self.back <= MOST_RESULTS
         ]  # fmt: skip
 
+    def cycles(self, tile: int) -> int:
+        """Cycles of a job whose weights are there."""
+        return job_cycles(self.made, self.channels, self.outs, tile, self.row)
+
     def traffic(self, k: int) -> int:
         """Words a frame: weights, and tiles in front and behind twice."""
-        return self.weights * (self.pixels // self.tiles[k]) + 2 * self.pixels * (self.front + self.back)
+        return self.weights * (self.pixels // self.tiles[k]) + self.maps
 
     def gain(self, k: int) -> float:
         """Words saved for each word of the rings that the next larger tile takes."""
