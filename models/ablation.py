@@ -185,11 +185,11 @@ class Ablation:
         """The fake-quantized network after recovery, ready to be evaluated."""
         r, folder, key = self.recipe, self.folder(name, seed), self.key(name, seed)
         batches, model = self._batches(teacher.config, seed + 1), prepare(teacher)
-        calibrate(model, calibration_batches(batches.views.folder, teacher.config.size))
-        if VARIANTS[name].frac_bits is None:
+        if VARIANTS[name].frac_bits is None:  # before calibration, which else would see whole pixels
             for path, quantizer in activation_quantizers(model).items():
                 if path.endswith((".bound", ".offset")):
                     quantizer.bypass, quantizer.clamps = True, VARIANTS[name].bounded
+        calibrate(model, calibration_batches(batches.views.folder, teacher.config.size))
         steps = max(1, r.recover * len(batches))
         trainer = QuantTrainer(model, teacher, steps=steps, lr=r.recover_lr, teaching=1.0)
         trainer.resume(folder / "quantize.ckpt", key)
