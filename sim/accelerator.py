@@ -163,8 +163,8 @@ class VerilatorAccelerator(Accelerator):
         outputs = {}
         for k, entry in enumerate(self.design["outputs"]):
             outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", Probe.of(k, entry), frames)
-        found = {t: outputs[t] for t in self.graph.outputs}
-        return Result(outputs=found, tensors=tensors, cycles=_cycles(work, frames), slowest=_slowest(work))
+        found, cycles = {t: outputs[t] for t in self.graph.outputs}, _cycles(work, frames)
+        return Result(outputs=found, tensors=tensors, cycles=cycles, slowest=_slowest(work, cycles[0][1]))
 
 
 def stuck_edges(graph: Graph, states: dict[str, str]) -> list[str]:
@@ -222,17 +222,21 @@ def _tensor(path: Path, probe: Probe, frames: int) -> Array:
     return np.stack(parts)
 
 
-def _slowest(work: Path) -> float:
-    """The mean interval of frames at the watched stream where it is longest, without the first frame where there are three or more: it
-    fills what the others find full. 0 if there are not two frames."""
+def _slowest(work: Path, full: int) -> float:
+    """The mean interval of frames at the watched stream where it is longest; 0 if there are not two frames.
+
+    Frames count that end from the cycle ``full`` on, in which the first has left: before, the pipeline fills, and what streams share has
+    less to do than later. Where a run is too short for two such intervals at any stream, all frames but the first count.
+    """
     lines = [line.split() for line in (work / "stats.txt").read_text().splitlines() if line.startswith("ends ")]
-    return max((mean_interval([int(word) for word in words[2:]]) for words in lines), default=0.0)
+    ends = [[int(word) for word in words[2:]] for words in lines]
+    steady = [late for each in ends if len(late := [e for e in each if e >= full]) > 2]
+    return max(map(mean_interval, steady or [each[1:] if len(each) > 2 else each for each in ends]), default=0.0)
 
 
 def mean_interval(ends: list[int]) -> float:
-    """Cycles between the frames that end at these cycles, on average, as :func:`_slowest` counts; 0 if unknown."""
-    steady = ends[1:] if len(ends) > 2 else ends
-    return (steady[-1] - steady[0]) / (len(steady) - 1) if len(steady) > 1 else 0.0
+    """Cycles between the frames that end at these cycles, on average; 0 if there are not two."""
+    return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
 
 
 def _cycles(work: Path, frames: int) -> list[tuple[int, int]]:

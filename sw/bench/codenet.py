@@ -41,9 +41,9 @@ class Config:
 CONFIGS = {
     c.preset: c
     for c in (
-        Config(preset="a", cycles=400_000, frames=5, published_fps=32.2),
-        Config(preset="b", cycles=400_000, frames=5, published_fps=26.9),
-        Config(preset="c", cycles=1_600_000, frames=5, published_fps=9.3),
+        Config(preset="a", cycles=400_000, frames=9, published_fps=32.2),
+        Config(preset="b", cycles=400_000, frames=9, published_fps=26.9),
+        Config(preset="c", cycles=1_600_000, frames=9, published_fps=9.3),
         Config(preset="d", cycles=7_500_000, frames=3, published_fps=5.2),
         Config(preset="e", cycles=7_500_000, frames=3, published_fps=4.6),
     )
