@@ -109,10 +109,10 @@ def plant_short_ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = ring.window_ring
 
-    def short(height: int, width: int, kernel: Any) -> ring.WindowRing:
+    def short(height: int, width: int, kernel: Any, tight: bool) -> ring.WindowRing:
         from dataclasses import replace
 
-        right = whole(height, width, kernel)
+        right = whole(height, width, kernel, tight)
         return replace(right, pixels=right.pixels - width)
 
     monkeypatch.setattr(window, "window_ring", short)
