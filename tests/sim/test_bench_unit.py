@@ -21,10 +21,10 @@ LANES = Lanes(lanes=2, bits=8, signed=True)
 FRAMES = np.array([[[[1, -2], [3, 4]]], [[[-128, 127], [0, 5]]]])
 
 
-def sink(frame_cycles: int = 2, frames: Any = FRAMES) -> Sink:
+def sink(frame_cycles: int = 2, frames: Any = FRAMES, varies: bool = False) -> Sink:
     spec = {
         "case": "c", "unit": "U", "port": "o", "lanes": {"lanes": 2, "bits": 8, "signed": True},
-        "shape": (1, 2, 2), "frame_beats": 2, "frame_cycles": frame_cycles,
+        "shape": (1, 2, 2), "frame_beats": 2, "frame_cycles": frame_cycles, "varies": varies,
     }  # fmt: skip
     return Sink(spec, pack(frames, LANES), SimpleNamespace(value=0))
 
@@ -63,10 +63,13 @@ def test_names_what_is_wrong(events: list[tuple[int | None, bool]], message: str
     assert errors and message in errors[0]
 
 
-@pytest.mark.parametrize(("claim", "right"), [(2, True), (3, False), (1, False)])
-def test_checks_the_interval_of_frames(claim: int, right: bool) -> None:
+@pytest.mark.parametrize(
+    ("claim", "varies", "right"), [(2, False, True), (3, False, False), (1, False, False), (3, True, True), (1, True, False)]
+)
+def test_checks_the_interval_of_frames(claim: int, varies: bool, right: bool) -> None:
+    """Exactly what the unit says, or at most that if it depends on the values."""
     three = np.concatenate([FRAMES, FRAMES[:1]])
-    errors = play(sink(claim, three), [(w, True) for w in [*GOOD, *GOOD[:2]]], full_rate=True)
+    errors = play(sink(claim, three, varies), [(w, True) for w in [*GOOD, *GOOD[:2]]], full_rate=True)
     assert (errors == []) == right
     assert right or f"took 2 cycles, frame_cycles says {claim}" in errors[0]
 
