@@ -11,7 +11,7 @@ from hw.engine import EngineUnit
 from hw.lib.fork import Fork
 from hw.lib.memory import ReadPort
 from hw.lib.regroup import Regroup
-from hw.lib.spool import Waiting
+from hw.lib.spool import BLOCK, Waiting
 from hw.top import Accelerator, Link, Port, plain_input
 from hw.units.base import Unit
 from hw.verilog import VerilogModule
@@ -210,6 +210,10 @@ def _link(design: Design, source: Port, target: Port, kind: TensorType) -> None:
         return
     assert design.engine is not None
     beats, k = lanes(kind, design.engine.stream), len(design.waiting)
+    words = kind.pixels * beats.beats(kind.channels)
+    if words % (block := BLOCK * design.engine.data_bits // beats.width):
+        where, why = f"the queue before {target.unit}.{target.port}", "so the end of each would wait for the next"
+        raise CompileError(f"{where} cannot lie in memory: a frame's {words} beats are no whole blocks of {block}, {why}")
     design.waiting.append(Waiting(lanes=beats, beats=beats.beats(kind.channels), capacity=capacity))
     _geared(design, source, Port(unit=ENGINE, port=f"plain_i{k}", lanes=beats), kind)
     _geared(design, Port(unit=ENGINE, port=f"plain_o{k}", lanes=beats), target, kind)
@@ -226,7 +230,7 @@ def _geared(design: Design, source: Port, target: Port, kind: TensorType) -> Non
 
 
 def _check_queues(design: Design, engine: EnginePlan) -> None:
-    """Queues in memory move whole blocks, and are there for links that exist."""
+    """Queues in memory need the engine's spool, and are there for links that exist."""
     if engine.store != "memory":
         raise CompileError("the engine's plan has queues in memory, so its store must be memory")
     known = {f"{k.target.unit}.{k.target.port}" for k in design.links}

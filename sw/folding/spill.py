@@ -11,7 +11,7 @@ from hw.params import Multiplier
 from hw.top import Link
 from sw.engine import EnginePlan, Place, columns, job_cycles, members, requant_of, weights_of, words
 from sw.graph import Graph, Node
-from sw.lower import Design
+from sw.lower import Design, in_ports
 from sw.targets import Device
 
 #: Most of the interval that the jobs may fill, and most of the memory's rate that all traffic may take.
@@ -131,8 +131,8 @@ def queues(design: Design, links: Sequence[Link]) -> Mapping[str, int]:
         node = design.nodes.get(link.target.unit)
         if node is None or kind.bits > 8 or link.depth * kind.width < LONG:
             continue
-        number = link.target.port.removeprefix("i")
-        x = design.graph.tensors[node.inputs[int(number or 0) if number.isdigit() or not number else 1]].type
+        ports = [name for name, _ in in_ports(node, design.folds[node.name])]
+        x = design.graph.tensors[node.inputs[ports.index(link.target.port)]].type
         beats = x.pixels * -(-x.channels // design.engine.stream)
         interval = max(u.frame_cycles for u in design.units.values())
         if beats % (2 * BLOCK) == 0 and beats * turns < PACE * interval:

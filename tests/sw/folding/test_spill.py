@@ -23,16 +23,6 @@ DEVICE = target_of("xczu3eg")
 TARGET = 9000
 
 
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """Small maps of many channels."""
-    w = QonnxWriter(16, 16, seed=2)
-    x = w.conv(w.image, "stem", 16, kernel=3, stride=2, bits=8)
-    for k, channels in enumerate((48, 64, 96)):
-        x = w.conv(w.conv(x, f"dw{k}", w.channels[x], kernel=3, depthwise=True, stride=1 + k % 2), f"pw{k}", channels)
-    return load_graph(w.save(tmp_path_factory.mktemp("deep") / "deep.onnx", [w.conv(x, "head", 12, relu=False, out_bits=16)]))
-
-
 def test_plans_keep_their_promises(deep: Graph) -> None:
     layers = [n for n in worthy(deep) if deep.tensors[n.inputs[0]].type.pixels >= 16]
     assert len(layers) >= 2
@@ -84,3 +74,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folding.json").write_text(json.dumps({"engine": chip}))
     with pytest.raises(CompileError, match="so its store must be memory"):
         compile(tmp_path / "micro.onnx", tmp_path / "out", folding=tmp_path / "folding.json", target_cycles=TARGET)
+
+
+def test_a_queue_whose_frames_are_no_whole_blocks_is_refused(tmp_path: Path) -> None:
+    """Its last beats would wait for the next frame."""
+    w = QonnxWriter(6, 6, seed=1)
+    x = w.conv(w.conv(w.image, "stem", 12, kernel=3, bits=8), "wide", 12)
+    graph = load_graph(w.save(tmp_path / "odd.onnx", [w.conv(x, "head", 4, relu=False, out_bits=16)]))
+    layer = next(n for n in graph.nodes if requant_of(graph, n) is not None)
+    place = Place(tile=36, in_blocks=64, out_blocks=64)
+    after = requant_of(graph, layer)
+    assert after is not None
+    (reader,) = graph.consumers(after.outputs[0])
+    queue = {f"{identifier(reader.name)}.i": 64}
+    plan = EnginePlan(pe=4, simd=8, data_bits=64, places={layer.name: place}, store="memory", operands=72, results=72, queues=queue)
+    with pytest.raises(CompileError, match=r"a frame's 108 beats are no whole blocks of 16"):
+        lower(graph, choose(graph, TARGET, engine=plan), plan)
