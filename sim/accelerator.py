@@ -164,7 +164,7 @@ class VerilatorAccelerator(Accelerator):
         for k, entry in enumerate(self.design["outputs"]):
             outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", Probe.of(k, entry), frames)
         found, cycles = {t: outputs[t] for t in self.graph.outputs}, _cycles(work, frames)
-        return Result(outputs=found, tensors=tensors, cycles=cycles, slowest=_slowest(work, cycles[0][1]))
+        return Result(outputs=found, tensors=tensors, cycles=cycles, slowest=_slowest(work, cycles))
 
 
 def stuck_edges(graph: Graph, states: dict[str, str]) -> list[str]:
@@ -211,26 +211,31 @@ def _tensor(path: Path, probe: Probe, frames: int) -> Array:
     if len(raw) < frames * probe.beats:
         raise DeviceError(f"{path.name}: {len(raw)} beats of {frames * probe.beats} were recorded")
     parts = []
+    kind = np.int32 if lanes.bits <= 32 else np.int64  # frames of large networks are many
     for k in range(frames):  # frame by frame keeps the unpacked bits small
         beats = raw[k * probe.beats : (k + 1) * probe.beats]
         if probe.order is None:
-            parts.append(unpack(beats, lanes, channels).reshape(height, width, channels))
+            parts.append(unpack(beats, lanes, channels).reshape(height, width, channels).astype(kind))
             continue
         tile, folds, pe = probe.order
         values = unpack(beats, lanes, lanes.lanes).reshape(-1, folds, tile, pe)
-        parts.append(values.transpose(0, 2, 1, 3).reshape(height, width, folds * pe)[..., :channels])
+        parts.append(values.transpose(0, 2, 1, 3).reshape(height, width, folds * pe)[..., :channels].astype(kind))
     return np.stack(parts)
 
 
-def _slowest(work: Path, full: int) -> float:
+def _slowest(work: Path, cycles: list[tuple[int, int]]) -> float:
     """The mean interval of frames at the watched stream where it is longest; 0 if there are not two frames.
 
-    Frames count that end from the cycle ``full`` on, in which the first has left: before, the pipeline fills, and what streams share has
-    less to do than later. Where a run is too short for two such intervals at any stream, all frames but the first count.
+    Frames count from half of them on, when what streams share has long had as much to do as it ever has, to the last that leaves the
+    accelerator while others still enter: after it the pipeline drains, faster than it could go on. A run too short to have two such
+    frames counts those that end at a stream from when the first has left; or all but the first.
     """
     lines = [line.split() for line in (work / "stats.txt").read_text().splitlines() if line.startswith("ends ")]
     ends = [[int(word) for word in words[2:]] for words in lines]
-    steady = [late for each in ends if len(late := [e for e in each if e >= full]) > 2]
+    half, fed = len(cycles) // 2, sum(end <= cycles[-1][0] for _, end in cycles)
+    if fed > half + 1:
+        return max((mean_interval(each[half:fed]) for each in ends), default=0.0)
+    steady = [late for each in ends if len(late := [e for e in each if e >= cycles[0][1]]) > 2]
     return max(map(mean_interval, steady or [each[1:] if len(each) > 2 else each for each in ends]), default=0.0)
 
 

@@ -209,6 +209,13 @@ def multipliers(node: Node, x: TensorType, fold: Fold) -> int:
     return 0 if fold.multiplier == "soft" else -(-fold.lanes_out // packed(node, x, fold)) * fold.lanes_in
 
 
+def products(node: Node, fold: Fold) -> int:
+    """Multiplications that a layer's unit can start in a cycle, as the unit's ``multipliers`` says; 0 for what is no layer."""
+    if isinstance(node.op, Conv):
+        return fold.lanes_in * fold.lanes_out
+    return fold.lanes_out * fold.taps if isinstance(node.op, Depthwise | Deform) else 0
+
+
 def _cost(node: Node, x: TensorType, fold: Fold) -> tuple[int, int]:
     """Fewest multipliers first; among equals few PE, since each brings an accumulator and a requantizer."""
     if isinstance(node.op, Conv):

@@ -23,7 +23,7 @@ from sw.engine import ENGINE, EnginePlan
 from sw.engine import cycles as engine_cycles
 from sw.errors import CompileError
 from sw.estimate import Area
-from sw.folding.fold import Fold, cycles, floor_cycles, options, shared_folds, tighter
+from sw.folding.fold import Fold, cycles, floor_cycles, options, products, shared_folds, tighter
 from sw.folding.share import arrangements
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Split
@@ -38,6 +38,9 @@ ROUNDS, STRENGTH = 16, 6.0
 NOTHING = Area()
 #: Rounds that each of several arrangements gets before the best one is looked at closely.
 SCREEN = 5
+#: Price of a multiplier that a fold of a layer has, beside the prices of what it takes (which add up to 1 for a whole device): of two
+#: folds that take about the same, the one with fewer, which are busier.
+LANE = 1e-4
 #: Share above which tiles of the shared engine are moved to external memory: nothing else fits.
 FULL = 1.0
 #: The search ends when feasible and infeasible interval are this close.
@@ -60,10 +63,12 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What may be chosen for a node: folds, cycles a frame of each (n,), and what each takes of the device (n, 4)."""
+    """What may be chosen for a node: folds, cycles a frame of each (n,), its price as multipliers (n,), and what each takes of the
+    device (n, 4)."""
 
     folds: list[Fold]
     times: npt.NDArray[np.int64]
+    lanes: npt.NDArray[np.float64]
     shares: Shares
 
 
@@ -116,26 +121,29 @@ class Search:
             found = list(dict.fromkeys([*found, *tighter(node, found)]))
         found.sort(key=lambda f: (f.lanes_out, f.lanes_in))
         times = np.array([cycles(node, types, f) for f in found])
-        return Options(folds=found, times=times, shares=np.array([shares_of(self.area(index, f), self.device) for f in found]))
+        lanes = np.array([LANE * products(node, f) for f in found])
+        return Options(folds=found, times=times, lanes=lanes, shares=np.array([shares_of(self.area(index, f), self.device) for f in found]))
 
-    def at(self, target: int, prices: Shares) -> dict[str, Fold] | None:
-        """The cheapest option of every node; None if one has none."""
+    def at(self, target: int, prices: Shares) -> tuple[dict[str, Fold] | None, float]:
+        """The cheapest option of every node (None if one has none), and the price of all without that of multipliers, at the least."""
         result: dict[str, Fold] = dict(self.shared)
+        least = float(prices @ shares_of(self.engine_area, self.device))
         for index, node in enumerate(self.graph.nodes):
             if node.name in self.shared:
                 continue
             if node.name in self.pins:
                 result[node.name] = self.pins[node.name]
+                least += float(prices @ shares_of(self.area(index, self.pins[node.name]), self.device))
                 continue
             before, channels = self.before[index]
             arriving = min(result[before].lanes_out, channels) if before is not None else channels
             tried = self.tried(index, 0 if self.wide(node) else arriving)
             prices_of = np.where(tried.times <= target, tried.shares @ prices, np.inf)
-            best = int(prices_of.argmin())
-            if prices_of[best] == np.inf:
-                return None
-            result[node.name] = tried.folds[best]
-        return result
+            if (cheapest := float(prices_of.min())) == np.inf:
+                return None, np.inf
+            least += cheapest
+            result[node.name] = tried.folds[int((prices_of + tried.lanes).argmin())]
+        return result, least
 
     def total(self, folds: Mapping[str, Fold]) -> Area:
         """Area of all nodes, of the engine, and of what is ``around``."""
@@ -151,11 +159,11 @@ class Search:
         found: tuple[dict[str, Fold] | None, float] = (None, math.inf)
         bound = 0.0
         for _ in range(rounds):
-            folds = self.at(target, prices)
+            folds, least = self.at(target, prices)
             if folds is None:
                 return None, math.inf, math.inf
             shares = shares_of(self.total(folds), self.device)
-            bound, most = max(bound, float(prices @ shares)), float(shares.max())
+            bound, most = max(bound, least), float(shares.max())
             if most < found[1]:
                 found = (folds, most)
             weights = prices * np.exp(STRENGTH * (shares / most - 1))

@@ -17,13 +17,24 @@ def write(folder: Path, *streams: list[int]) -> Path:
     return folder
 
 
-def test_the_slowest_stream_counts_from_when_the_first_frame_has_left(tmp_path: Path) -> None:
+def test_the_middle_of_a_run_counts(tmp_path: Path) -> None:
+    """Ten frames, each through after three intervals: from the sixth to the seventh, which leaves as the last enters."""
+    inner = [150, 300, 460, 570, 680, 790, 896, 997, 1097, 1197]
+    folder = write(tmp_path, [100 * k + 90 for k in range(10)], inner, [300, 390, 480, 570, 660, 750, 850, 950, 1040, 1130])
+    cycles = [(100 * k, e) for k, e in enumerate([310, 450, 560, 665, 770, 800, 900, 1000, 1100, 1200])]
+    assert _slowest(folder, cycles) == 896 - 790
+    assert _slowest(folder, [*cycles[:9], (950, 1200)]) == 896 - 790
+    assert _slowest(folder, [*cycles[:9], (1000, 1200)]) == (997 - 790) / 2
+
+
+def test_a_shorter_run_counts_from_when_the_first_frame_has_left(tmp_path: Path) -> None:
     """The first stream is fast while the pipeline fills, the second slows down as a shared unit gets more to do."""
     folder = write(tmp_path, [10, 60, 110, 200, 300, 401], [100, 180, 290, 400, 500, 601], [200, 290, 380, 470, 560, 650])
-    assert _slowest(folder, 200) == (601 - 290) / 3
+    ends = [200, 290, 380, 470, 560, 650]
+    assert _slowest(folder, [(0, e) for e in ends]) == (601 - 290) / 3
 
 
 def test_a_short_run_counts_all_but_its_first_frame(tmp_path: Path) -> None:
-    assert _slowest(write(tmp_path, [10, 100, 200, 300], [20, 130, 240, 351]), 300) == 110.5
-    assert _slowest(write(tmp_path, [10, 100], [20, 130]), 130) == 110.0
-    assert _slowest(write(tmp_path, []), 0) == 0.0
+    assert _slowest(write(tmp_path, [10, 100, 200, 300], [20, 130, 240, 351]), [(0, e) for e in (300, 310, 320, 351)]) == 110.5
+    assert _slowest(write(tmp_path, [10, 100], [20, 130]), [(0, 130), (10, 140)]) == 110.0
+    assert _slowest(write(tmp_path, []), [(0, 0)]) == 0.0

@@ -7,7 +7,7 @@ import pytest
 
 from sw.compiler import load_graph
 from sw.errors import CompileError
-from sw.folding.fold import Fold, cycles, floor_cycles
+from sw.folding.fold import Fold, cycles, floor_cycles, products
 from sw.folding.search import FILL, Search, search, shares_of
 from sw.graph import Graph
 from sw.targets import DEVICES, target_of
@@ -39,8 +39,18 @@ def test_bound_is_below_every_choice(graph: Graph) -> None:
     _, share, bound = state.best(target)
     assert 0 < bound <= share
     for prices in ((1.0, 0, 0, 0), (0, 0, 1.0, 0), (0.25, 0.25, 0.25, 0.25)):
-        folds = state.at(target, np.array(prices))
-        assert folds is not None and max(shares_of(state.total(folds), ZU3EG)) >= bound
+        folds, least = state.at(target, np.array(prices))
+        assert folds is not None and max(shares_of(state.total(folds), ZU3EG)) >= max(bound, least)
+
+
+def test_of_folds_that_take_about_the_same_the_one_with_fewer_multipliers(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lanes() -> int:
+        folds = search(graph, ZU3EG, target=3 * floor_cycles(graph)).folds
+        return sum(products(n, folds[n.name]) for n in graph.nodes)
+
+    few = lanes()
+    monkeypatch.setattr("sw.folding.search.LANE", 0.0)
+    assert few < lanes()
 
 
 def test_a_target_takes_less_area_the_longer_it_is(graph: Graph) -> None:
