@@ -19,7 +19,8 @@ from sw.engine import lanes
 from sw.estimate import Area, Family
 from sw.folding.fold import Fold
 from sw.ops import Add, Concat, Deform, MaxPool, Op, Shuffle, Split, TensorType, Upsample
-from sw.synth.network import Part, Progress, compare, measured
+from sw.synth.network import Part, compare, measured
+from sw.synth.workers import Progress
 
 HALF = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
 

@@ -68,7 +68,7 @@ def readable(text: str) -> str:
     return ZEROS.sub(lambda found: found["memory"] if found["name"] in written else found[0], text)
 
 
-def _netlist(text: str, family: Family) -> Path:
+def netlist_folder(text: str, family: Family) -> Path:
     """Folder with ``netlist.json.gz`` and ``netlist.v`` of a synthesized Verilog text."""
     script = (f"read_verilog {TOP}.v", *SCRIPTS[family], f"select {TOP}", "write_json -selected netlist.json")
 
@@ -83,7 +83,8 @@ def _netlist(text: str, family: Family) -> Path:
     return cached_build(["synth", versions(), *script, text], build)
 
 
-def _module(folder: Path) -> dict[str, Any]:
+def module_of(folder: Path) -> dict[str, Any]:
+    """The netlist of a folder of :func:`netlist_folder`, as Yosys' JSON has a module."""
     found: dict[str, Any] = json.loads(gzip.decompress((folder / "netlist.json.gz").read_bytes()))["modules"][TOP]
     return found
 
@@ -105,12 +106,12 @@ def _sources() -> str:
 
 def netlist(component: Any, family: Family) -> str:
     """Verilog of the synthesized netlist, over the family's cells."""
-    return (_netlist(verilog_of(component), family) / "netlist.v").read_text()
+    return (netlist_folder(verilog_of(component), family) / "netlist.v").read_text()
 
 
 def _area(text: str, family: Family) -> Area:
     def make() -> dict[str, float]:
-        return area_of(cell["type"] for cell in _module(_netlist(text, family))["cells"].values()).record()
+        return area_of(cell["type"] for cell in module_of(netlist_folder(text, family))["cells"].values()).record()
 
     return Area(**_cached("area", [family, _sources(), text], make))
 
@@ -127,7 +128,7 @@ def area(component: Any, family: Family = "xcup") -> Area:
 
 def _levels(text: str) -> LongestPath:
     def make() -> dict[str, Any]:
-        return vars(longest_path(_module(_netlist(text, "xcup"))))
+        return vars(longest_path(module_of(netlist_folder(text, "xcup"))))
 
     found = _cached("levels", [_sources(), text], make)
     return LongestPath(**found | {"nets": tuple(found["nets"])})
@@ -139,8 +140,8 @@ def levels(component: Any) -> LongestPath:
 
 
 def _timing(text: str, seed: int) -> Timing | None:
-    folder = _netlist(text, "ecp5")
-    module = _module(folder)
+    folder = netlist_folder(text, "ecp5")
+    module = module_of(folder)
     device = DEVICES["lfe5u-85f"]
     used = area_of(cell["type"] for cell in module["cells"].values())
     if used.lut > device.luts or used.dsp > device.multipliers or used.bram36 > device.bram36:
@@ -169,15 +170,12 @@ def _place(module: dict[str, Any], seed: int, work: Path, *arguments: str) -> No
         (work / name).unlink()
 
 
-def routed(text: str, *, seed: int = 1, step: Callable[[str], None] = lambda _: None) -> Path:
-    """A component between registers (the Verilog of a :class:`hw.shell.Shell`) on an LFE5U-85F: the folder of
-    timing.json, area.json, accelerator.config and accelerator.bit.
+def routed(module: dict[str, Any], *, seed: int = 1) -> Path:
+    """A netlist between registers (of a :class:`hw.shell.Shell`) on an LFE5U-85F: the folder of timing.json, area.json,
+    accelerator.config and accelerator.bit.
 
     ToolError if it does not fit the device.
     """
-    step("Yosys, ecp5")
-    text = readable(text)
-    module = _module(_netlist(text, "ecp5"))
     used = area_of(cell["type"] for cell in module["cells"].values())
     device = DEVICES["lfe5u-85f"]
     if used.lut > device.luts or used.dsp > device.multipliers or used.bram36 > device.bram36:
@@ -189,8 +187,7 @@ def routed(text: str, *, seed: int = 1, step: Callable[[str], None] = lambda _: 
         (work / "area.json").write_text(json.dumps(used.record()))
         (work / "log.txt").unlink()
 
-    step("nextpnr and ecppack")
-    return cached_build(["routed", versions(), _sources(), str(seed), *PLACE, *SCRIPTS["ecp5"], text], place)
+    return cached_build(["routed", versions(), _sources(), str(seed), *PLACE, json.dumps(module)], place)
 
 
 def timing(component: Any, seed: int = 1) -> Timing | None:

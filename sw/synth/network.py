@@ -6,9 +6,7 @@ save. Results are cached by the Verilog: equal units once, and an interrupted ru
 """
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +16,11 @@ from sw.estimate import Area, Family
 from sw.lower import Design
 from sw.modules import modules_of
 from sw.synth import measure
+from sw.synth.workers import Progress, each
 from sw.targets import Device
 
-#: Processes at once.
-WORKERS = 2
 #: Keys of an area.
 RESOURCES = ("lut", "ff", "dsp", "bram36")
-#: Told how many parts of how many are done.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +50,7 @@ def measured(found: list[Part], family: Family, progress: Progress | None = None
     """The area of each part: of the very modules that accelerator.v is assembled from."""
     modules = modules_of({part.name: part.unit for part in found}, primitives=True).of
     texts = [modules[part.name].named(measure.TOP) for part in found]
-    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("fork")) as pool:
-        tasks = [pool.submit(measure.area_of_text, text, family) for text in texts]
-        try:
-            for done, task in enumerate(as_completed(tasks), 1):
-                task.result()
-                if progress is not None:
-                    progress(done, len(tasks))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [task.result() for task in tasks]
+    return each(measure.area_of_text, [(text, family) for text in texts], progress)
 
 
 def errors(estimated: Area, found: Area) -> dict[str, float | None]:
