@@ -140,7 +140,7 @@ def choose(
         before = graph.producer(node.inputs[0])
         arriving = min(result[before.name].lanes_out, types[0].channels) if before is not None else types[0].channels
         if node.name in pins:
-            result[node.name] = _checked(node, types, out, pins.pop(node.name))
+            result[node.name] = checked(node, types, out, pins.pop(node.name))
             continue
         tried = sorted(options(node, types, out, arriving, multiplier), key=lambda f: _cost(node, types[0], f))
         fitting = [f for f in tried if cycles(node, types, f) <= target]
@@ -182,9 +182,14 @@ def options(node: Node, types: list[TensorType], out: TensorType, arriving: int,
     return [Fold(lanes_in=n, lanes_out=n) for n in sorted({arriving, *(w for w in _widths(x.channels) if w > arriving)})]
 
 
+def may_be_tight(node: Node) -> bool:
+    """Whether a node has a line buffer that may be tight (hw/lib/window.py)."""
+    return isinstance(node.op, Depthwise | MaxPool) and node.op.window.stride[0] <= RESTS
+
+
 def tighter(node: Node, folds: list[Fold]) -> list[Fold]:
     """The same with tight line buffers, where a node has one whose stride is 1 or 2, and with weights in LUTs."""
-    if not isinstance(node.op, Depthwise | MaxPool) or node.op.window.stride[0] > RESTS:
+    if not may_be_tight(node):
         return []
     kinds: tuple[RomKind, ...] = ("auto", "lut") if isinstance(node.op, Depthwise) else ("auto",)
     return [replace(f, tight=tight, memory=kind) for f in folds if f.taps == 1 for tight in (True, False) for kind in kinds]
@@ -225,7 +230,8 @@ def _cost(node: Node, x: TensorType, fold: Fold) -> tuple[int, int]:
     return fold.lanes_out, fold.lanes_out
 
 
-def _checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Fold:
+def checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -> Fold:
+    """The fold, if the node's unit can have it; CompileError that says what it accepts."""
     x = types[0]
     if not 1 <= fold.lanes_in <= x.channels or not 1 <= fold.lanes_out <= out.channels:
         raise CompileError(
@@ -236,6 +242,11 @@ def _checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) -
         raise CompileError(f"{node.name} ({node.op.name}): lanes in and out must be equal, not {fold.lanes_in} and {fold.lanes_out}")
     if isinstance(node.op, Split | Concat) and _common(node, types) % fold.lanes_in:
         raise CompileError(f"{node.name} ({node.op.name}): lanes must divide {_common(node, types)}, not {fold.lanes_in}")
+    if fold.tight and (not may_be_tight(node) or fold.taps != 1):
+        raise CompileError(
+            f"{node.name} ({node.op.name}): a tight line buffer is for depthwise convolutions and max pools of stride 1 or 2 "
+            "at one tap a cycle"
+        )
     if fold.taps != 1 and (not isinstance(node.op, Depthwise) or fold.taps not in (node.op.window.kernel[1], node.op.window.taps)):
         raise CompileError(f"{node.name} ({node.op.name}): taps must be 1, or a row or all of a depthwise window, not {fold.taps}")
     return fold

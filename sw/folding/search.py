@@ -23,7 +23,7 @@ from sw.engine import ENGINE, EnginePlan
 from sw.engine import cycles as engine_cycles
 from sw.errors import CompileError
 from sw.estimate import Area
-from sw.folding.fold import Fold, cycles, floor_cycles, options, products, shared_folds, tighter
+from sw.folding.fold import Fold, checked, cycles, floor_cycles, options, products, shared_folds, tighter
 from sw.folding.share import arrangements
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Split
@@ -93,6 +93,9 @@ class Search:
         self.engine_cycles = engine_cycles(graph, engine) if engine and engine.places else 0
         if unknown := sorted(set(pins) - {n.name for n in graph.nodes}):
             raise CompileError(f"the folding file pins {', '.join(unknown)}, which the network does not have")
+        for node in graph.nodes:
+            if node.name in self.pins:
+                checked(node, graph.types(node.inputs), graph.tensors[node.outputs[0]].type, self.pins[node.name])
         #: Name of each node's producer (None: an input) and channels that it reads.
         self.before: list[tuple[str | None, int]] = like.before if like else [_before(graph, n) for n in graph.nodes]
         self.area: Callable[[int, Fold], Area] = like.area if like else cache(self._area)

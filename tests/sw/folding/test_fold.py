@@ -6,8 +6,10 @@ import pytest
 from sw.compiler import load_graph
 from sw.errors import CompileError
 from sw.folding.fold import Fold, choose, cycles, floor_cycles, read_pins
+from sw.folding.search import search
 from sw.graph import Graph
 from sw.ops import Conv
+from sw.targets import target_of
 from sw.testing import micro_network
 
 
@@ -44,11 +46,15 @@ def test_pins_override_and_are_checked(graph: Graph, tmp_path: Path) -> None:
         ({"conv5.conv_node": {"lanes_in": 99, "lanes_out": 5}}, r"conv5.conv_node.*does not fit.*accepted: 1..8 and 1..12"),
         ({"left_node": {"lanes_in": 3, "lanes_out": 3}}, "left_node.*must divide 4"),
         ({"dw.conv_node": {"lanes_in": 1, "lanes_out": 2}}, "dw.conv_node.*must be equal"),
+        ({"conv5.conv_node": {"lanes_in": 1, "lanes_out": 1, "tight": True}}, "conv5.conv_node.*a tight line buffer is for"),
+        ({"dw.conv_node": {"lanes_in": 1, "lanes_out": 1, "tight": True, "taps": 3}}, "dw.conv_node.*at one tap a cycle"),
         ({"nobody": {"lanes_in": 1, "lanes_out": 2}}, "pins nobody"),
     ):
         path.write_text(json.dumps(table))
         with pytest.raises(CompileError, match=message):
             choose(graph, None, read_pins(path))
+        with pytest.raises(CompileError, match=message):
+            search(graph, target_of("xczu3eg"), pins=read_pins(path))
     path.write_text("{")
     with pytest.raises(CompileError, match="not a folding file"):
         read_pins(path)
