@@ -1,4 +1,4 @@
-"""Adder trees and packed constants."""
+"""Adder trees, comparisons and packed constants."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -54,3 +54,8 @@ def add_carry(a: Value, b: Value, carry: Value) -> Value:
     """``a + b + carry`` in one adder, signed and as wide as ``a``; written as two additions it would become two."""
     wide = Cat(Const(1, 1), a).as_signed() + Cat(carry, b).as_signed()
     return wide[1 : len(a) + 1].as_signed()
+
+
+def ordered(value: Value) -> Value:
+    """Unsigned numbers in the order of ``value``, signed or not: comparing them takes one carry chain, signed ones ECP5's tools two."""
+    return Cat(value[:-1], ~value[-1]) if value.shape().signed else value

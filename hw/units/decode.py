@@ -8,10 +8,11 @@ from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.arith import ordered
 from hw.lib.fifo import Fifo
 from hw.lib.ring import counter
 from hw.lib.taps import WindowTaps
-from hw.lib.top_k import TopK, sorter_rows
+from hw.lib.top_k import TopK, insert_cycles
 from hw.params import Lanes, Window
 
 from .base import Unit, signature
@@ -27,16 +28,16 @@ def decode_cycles(height: int, width: int, channels: int, lanes: int, top_k: int
     """Most cycles between back-to-back frames: each beat's, those of as many peaks as a map can have (no two of a class touch), each
     better than all before it, and those of the records."""
     peaks = -(-height // 2) * -(-width // 2) * channels
-    return height * width * -(-channels // lanes) + peaks * sorter_rows(top_k, cells) + top_k + 3
+    return height * width * -(-channels // lanes) + peaks * insert_cycles(top_k, cells) + top_k + 3
 
 
 class DecodeUnit(Unit):
     """Head maps to the ``top_k`` best boxes of every frame. Golden model: :meth:`sw.ops.decode.Decode.golden`.
 
     All nine values of a 3×3 window are compared at once, peaks of at least ``least`` pass, a sorter (hw/lib/top_k.py) keeps the best.
-    Throughput: a beat of the heat map a cycle; a peak that is among the best so far keeps the sorter busy for :func:`sorter_rows`
-    cycles, the records for one each, and where that is more than the beats bring the unit waits; :func:`decode_cycles` is the most.
-    Latency: the best record leaves 9 cycles after the last beat if the sorter has nothing else to do, then one a cycle.
+    Throughput: a beat of the heat map a cycle; a peak that is among the best so far keeps the sorter busy for :func:`insert_cycles`,
+    the records for one each, and where that is more than the beats bring the unit waits; :func:`decode_cycles` is the most.
+    Latency: the best record leaves 10 cycles after the last beat if the sorter has nothing else to do, then one a cycle.
 
     Parameters
     ----------
@@ -75,9 +76,7 @@ class DecodeUnit(Unit):
         self.half_shift, self.reg_shift = self.frac_bits - wh_frac - 1, self.frac_bits - reg_frac
         self.window = WindowTaps(height=height, width=width, channels=channels, window=PEAK, i=i, fill=i.lowest)
         self.label_bits = max((channels - 1).bit_length(), 1)
-        self.sorter = TopK(
-            depth=top_k, cells=cells, value_bits=i.bits + (not i.signed), label_bits=self.label_bits, data_bits=4 * o.bits
-        )  # fmt: skip
+        self.sorter = TopK(depth=top_k, cells=cells, key_bits=i.bits + self.label_bits, data_bits=4 * o.bits)
         rest = {
             "values": layout(i), "group": counter(self.groups, "g").shape(), "row": counter(height, "r").shape(),
             "col": counter(width, "c").shape(), "wh": layout(wh), "reg": layout(reg), "end": 1,
@@ -105,16 +104,26 @@ class DecodeUnit(Unit):
         self._compare(m, compared.i)
         self._find(m, compared.o, queue.i)
         self._boxes(m, *self._candidates(m, queue.o))
-        record = self.sorter.o.payload
-        boxes = [record.entry.data[k * self.o_lanes.bits : (k + 1) * self.o_lanes.bits] for k in range(4)]
-        fields = [record.valid, record.entry.label, record.entry.value, *(b.as_signed() for b in boxes), record.last]
-        m.d.comb += [self.o.payload[k].eq(value) for k, value in enumerate(fields)]
+        record, bits = self.sorter.o.payload, self.o_lanes.bits
+        boxes = [record.entry.data[k * bits : (k + 1) * bits].as_signed() for k in range(4)]
+        fields = [Mux(record.valid, field, 0) for field in (*self._fields(record.entry.key), *boxes)]
+        m.d.comb += [self.o.payload[k].eq(field) for k, field in enumerate([record.valid, *fields, record.last])]
         m.d.comb += [self.o.valid.eq(self.sorter.o.valid), self.sorter.o.ready.eq(self.o.ready)]
         return m
 
+    def _key(self, value: Value, label: Value) -> Value:
+        """What is sorted by: the greater value first, of equal ones the lower label."""
+        return Cat(~label, ordered(value))
+
+    def _fields(self, key: Value) -> tuple[Value, Value]:
+        """Label and value of a :meth:`_key`."""
+        value = key[self.label_bits :]
+        return ~key[: self.label_bits], ordered(value.as_signed()).as_signed() if self.i_lanes.signed else value
+
     def _compare(self, m: Module, o: Any) -> None:
         """What the windows that come are, with the pixel's size and shift."""
-        taps, lanes = self.window.o.payload, self.i_lanes.lanes
+        lanes = self.i_lanes.lanes
+        taps = [ordered(tap) for tap in self.window.o.payload]
         row, col, group = counter(self.height, "row"), counter(self.width, "col"), counter(self.groups, "group")
         last_group, last_col, last_row = group == self.groups - 1, col == self.width - 1, row == self.height - 1
         found = data.View(self.compared, Signal(self.compared, name="compared"))
@@ -124,7 +133,8 @@ class DecodeUnit(Unit):
             greater = [(value > taps[tap * lanes + k]) | ((row == 0) & (col == 0)) for tap in range(4)]
             not_less = [value >= taps[tap * lanes + k] for tap in range(5, 9)]
             used = ~last_group if (self.groups - 1) * lanes + k >= self.channels else Const(1)
-            m.d.comb += [found.mask[k].eq(Cat(*greater, *not_less, value >= self.least, used)), found.values[k].eq(value)]
+            m.d.comb += [found.mask[k].eq(Cat(*greater, *not_less, value >= ordered(self.least), used))]
+            m.d.comb += found.values[k].eq(self.window.o.payload[4 * lanes + k])
         m.d.comb += [
             found.group.eq(group), found.row.eq(row), found.col.eq(col), found.end.eq(last_group & last_col & last_row),
             found.wh.eq(self.wh_i.payload), found.reg.eq(self.reg_i.payload),
@@ -184,8 +194,8 @@ class DecodeUnit(Unit):
                 m.d.sync += centres[k].eq((place << self.frac_bits) + (beat.reg[k] << self.reg_shift))
                 m.d.sync += halves[k].eq(Mux(size > 0, size << self.half_shift, 0))
             corners = [c - h for c, h in zip(centres, halves, strict=True)] + [c + h for c, h in zip(centres, halves, strict=True)]
-            m.d.sync += [entry.entry.data.eq(Cat(c[:bits] for c in corners)), entry.entry.value.eq(held["value"])]
-            m.d.sync += [entry.entry.label.eq(held["label"]), entry.present.eq(held["present"]), entry.end.eq(held["end"])]
+            m.d.sync += [entry.entry.data.eq(Cat(c[:bits] for c in corners)), entry.entry.key.eq(self._key(held["value"], held["label"]))]
+            m.d.sync += [entry.present.eq(held["present"]), entry.end.eq(held["end"])]
 
 
 def layout(lanes: Lanes) -> data.ArrayLayout:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hw.lib.arith import tree_stages
 from hw.lib.packing import PACKERS, Packing, packing_of, signed_bits
+from hw.lib.store import place_of
 from hw.lib.top_k import sorter_rows
 from hw.params import Range, Window
 from hw.units.upsample import ring_beats
@@ -171,7 +172,9 @@ def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
 
 def delay(width: int, steps: int) -> Structure:
     """hw.lib.delay.delayed."""
-    return register(width * steps) if steps < 4 else ram(width, steps) + counter(steps).times(2)
+    if steps < 4:
+        return register(width * steps)
+    return ram(width, steps) + counter(steps).times(2) + register(width if place_of(width, steps) == "block" else 0)
 
 
 def deform(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
@@ -309,9 +312,10 @@ def decode(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     windows = lines + register(9 * word, 1) + Structure(9 * word / 2) + walk([x.height, x.width, groups]).times(2)
     box = 4 * out.bits
     key, slot = x.bits + index_bits(x.channels), index_bits(cells) + index_bits(rows)
-    cell = Structure(key + slot + key + 20)
+    cell = Structure(key + slot + key + 20, key + slot)
     record = box + key
-    sorter = cell.times(cells) + ram(cells * (key + slot), rows) + ram(record, 1 << slot) + register(3 * (key + slot) + record, 0.5)
+    moved = register(3 * (key + slot) + record, 0.5) + register(record)
+    sorter = cell.times(cells) + ram(cells * (key + slot), rows) + ram(record, 1 << slot) + moved
     return windows + register(found).times(2) + queue(found, 2) + Structure(2 * box, 1.5 * box) + sorter + Structure(60, 60)
 
 
