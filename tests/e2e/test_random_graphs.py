@@ -11,19 +11,20 @@ import pytest
 
 from hw.engine import EngineUnit
 from hw.verilog import convert
-from sim.accelerator import VerilatorAccelerator
+from sim.accelerator import MemoryModel, Stalls, VerilatorAccelerator
 from sim.memory import InMemory
 from sim.run import Case, run_cases
 from sw import golden
-from sw.compiler import compile, load_graph
+from sw.compiler import compile, load_design, load_graph
 from sw.engine import ENGINE, EnginePlan, Place, requant_of
 from sw.errors import DeviceError
 from sw.folding.fold import choose
 from sw.folding.schedule import size_fifos
 from sw.graph import Graph
-from sw.lower import Design, lower
+from sw.lower import Design, identifier, lower
 from sw.ops import Array
 from sw.testing import nano_network, random_network
+from sw.verify import verify
 
 pytestmark = pytest.mark.rtl
 
@@ -79,6 +80,24 @@ def test_random_graphs_neither_lock_nor_lose(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", range(4, 44, 8))
 def test_more_random_graphs_neither_lock_nor_lose(first: int, tmp_path: Path) -> None:
     run_cases([case(tmp_path, seed, shared=seed % 2 == 0) for seed in range(first, first + 8)], tmp_path / "bench")
+
+
+@pytest.mark.parametrize("seed", [6, *(pytest.param(k, marks=pytest.mark.slow) for k in range(7, 15))])
+def test_random_graphs_with_tiles_and_queues_in_memory(seed: int, tmp_path: Path) -> None:
+    """Every layer that can on an engine whose tiles wait in memory, and every long way around a branch; slow memory, stalls."""
+    graph = load_graph(random_network(tmp_path / "model.onnx", seed=seed, size=8))
+    layers = [n for n in graph.nodes if requant_of(graph, n) is not None]
+    places = {n.name: Place(tile=8 * (1 + k % 2), in_blocks=32 << k % 2, out_blocks=32) for k, n in enumerate(layers)}
+    queues = {f"{identifier(n.name)}.i{k % 2}": 32 for k, n in enumerate(n for n in graph.nodes if n.op.name == "concat")}
+    plan = EnginePlan(pe=2, simd=8, data_bits=64, places=places, store="memory", operands=64, results=64, queues=queues)
+    (tmp_path / "folding.json").write_text(json.dumps({"engine": plan.record()}))
+    compile(tmp_path / "model.onnx", tmp_path / "compiled", folding=tmp_path / "folding.json", target_cycles=20_000)
+    memory = MemoryModel(latency=20 + 40 * (seed % 3), words_a_cycle=0.8, p_valid=0.6)
+    accelerator = VerilatorAccelerator(tmp_path / "compiled", Stalls(seed=seed, p_valid=0.7, p_ready=0.6), watchdog=50_000, memory=memory)
+    frames = np.random.default_rng(seed).integers(0, 256, (4, *accelerator.graph.tensors[accelerator.graph.inputs[0]].type.shape))
+    record = verify(accelerator.graph, frames, None, accelerator).record()
+    assert record["mismatches"] == 0 and record["images"] == 4
+    assert len(load_design(tmp_path / "compiled")["memories"]) == 3 and queues
 
 
 def test_a_jammed_edge_is_named(tmp_path: Path) -> None:
