@@ -19,7 +19,7 @@ from sw.compiler import load_design, load_model
 from sw.errors import DeviceError
 from sw.golden import check_images
 from sw.graph import Graph
-from sw.ops import Array
+from sw.ops import Array, narrowest
 from sw.runtime.accelerator import Accelerator, Progress, Result
 
 
@@ -160,9 +160,9 @@ class VerilatorAccelerator(Accelerator):
                 continue
             probe = self.probes[tensor]
             tensors[tensor] = _tensor(work / f"{probe.index}.bin", probe, frames)
-        outputs = {}
+        outputs: dict[str, Array] = {}
         for k, entry in enumerate(self.design["outputs"]):
-            outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", Probe.of(k, entry), frames)
+            outputs[entry["tensor"]] = _tensor(work / f"out{k}.bin", Probe.of(k, entry), frames).astype(np.int64)
         found, cycles = {t: outputs[t] for t in self.graph.outputs}, _cycles(work, frames)
         return Result(outputs=found, tensors=tensors, cycles=cycles, slowest=_slowest(work, cycles))
 
@@ -211,7 +211,7 @@ def _tensor(path: Path, probe: Probe, frames: int) -> Array:
     if len(raw) < frames * probe.beats:
         raise DeviceError(f"{path.name}: {len(raw)} beats of {frames * probe.beats} were recorded")
     parts = []
-    kind = np.int32 if lanes.bits <= 32 else np.int64  # frames of large networks are many
+    kind = narrowest(lanes.bits)
     for k in range(frames):  # frame by frame keeps the unpacked bits small
         beats = raw[k * probe.beats : (k + 1) * probe.beats]
         if probe.order is None:
@@ -226,15 +226,16 @@ def _tensor(path: Path, probe: Probe, frames: int) -> Array:
 def _slowest(work: Path, cycles: list[tuple[int, int]]) -> float:
     """The mean interval of frames at the watched stream where it is longest; 0 if there are not two frames.
 
-    Frames count from half of them on, when what streams share has long had as much to do as it ever has, to the last that leaves the
-    accelerator while others still enter: after it the pipeline drains, faster than it could go on. A run too short to have two such
-    frames counts those that end at a stream from when the first has left; or all but the first.
+    In a run long enough to have two such frames, those count from half of them on, when what streams share has long had as much to do as
+    it ever has, to the last that leaves the accelerator while others still enter: after it the pipeline drains, faster than it could go
+    on. There the longer of the intervals at which frames enter and leave is meant: streams of a unit that takes turns are early in one
+    frame and late in the next. A shorter run counts the frames that end at a stream from when the first has left; or all but the first.
     """
-    lines = [line.split() for line in (work / "stats.txt").read_text().splitlines() if line.startswith("ends ")]
-    ends = [[int(word) for word in words[2:]] for words in lines]
     half, fed = len(cycles) // 2, sum(end <= cycles[-1][0] for _, end in cycles)
     if fed > half + 1:
-        return max((mean_interval(each[half:fed]) for each in ends), default=0.0)
+        return max(mean_interval([each[side] for each in cycles[half:fed]]) for side in (0, 1))
+    lines = [line.split() for line in (work / "stats.txt").read_text().splitlines() if line.startswith("ends ")]
+    ends = [[int(word) for word in words[2:]] for words in lines]
     steady = [late for each in ends if len(late := [e for e in each if e >= cycles[0][1]]) > 2]
     return max(map(mean_interval, steady or [each[1:] if len(each) > 2 else each for each in ends]), default=0.0)
 

@@ -107,7 +107,7 @@ def host_boxes(graph: Graph, maps: Mapping[str, Array]) -> list[Detections]:
     node = decoder(graph)
     assert node is not None and isinstance(node.op, Decode)
     scales = [float(graph.tensors[t].scale[0]) for t in node.inputs]
-    hm, wh, reg = (maps[t] for t in node.inputs)
+    hm, wh, reg = (maps[t].astype(np.int64) for t in node.inputs)
     threshold = float(graph.metadata["threshold"])
     return decode(hm, wh, reg, top_k=node.op.top_k, stride=stride(graph), threshold=threshold, scales=(scales[0], scales[1], scales[2]))
 

@@ -12,11 +12,13 @@ from sw import golden
 from sw.detections import TENSOR, boxes_of, boxes_table, decoder, host_boxes
 from sw.errors import WarploomError
 from sw.graph import Graph, Node
-from sw.ops import Array, Deform
+from sw.ops import Array, Deform, narrowest
 from sw.runtime.accelerator import Accelerator, Progress
 
 #: Distinct offsets, both ends of the range among them, that a deformable layer must see for its comparison to prove anything.
 DISTINCT_OFFSETS = 8
+#: Frames that golden computes at once.
+FRAMES = 4
 _SAME = "are the frozen network and the ONNX file of the same run?"
 
 
@@ -80,7 +82,7 @@ def verify(
     ``accelerator``: the Verilog. Either may be left out. Boxes from a decoder in the graph are compared with the host's (sw/decode.py) to
     the last bit of every coordinate and score. WarploomError if PyTorch has a tensor that no pass accounts for.
     """
-    want = golden.run(graph, images)
+    want = _golden(graph, images)
     result = Verification(images=len(images), offsets=offset_histograms(graph, want))
     order = {t: k for k, n in enumerate(graph.nodes) for t in n.outputs}
     differences: list[tuple[int, Row, npt.NDArray[Any], npt.NDArray[Any]]] = []
@@ -100,7 +102,8 @@ def verify(
         for name, real in torch_tensors.items():
             if name in graph.origins:
                 origin = graph.origins[name]
-                compare(origin.tensor, name, "torch", "golden", to_integers(graph, name, real), origin.recover(want[origin.tensor]))
+                integers = origin.recover(want[origin.tensor].astype(np.int64))
+                compare(origin.tensor, name, "torch", "golden", to_integers(graph, name, real), integers)
     if accelerator is not None:
         tensors = [t for n in graph.nodes for t in n.outputs]
         ran = accelerator.run(images, keep=tensors, progress=progress)
@@ -115,6 +118,18 @@ def verify(
         _, row, a, b = min(differences, key=lambda d: d[0])
         result.first_mismatch = locate(graph, row, a, b, want)
     return result
+
+
+def _golden(graph: Graph, images: Array) -> dict[str, Array]:
+    """Golden's tensors, some frames at once, each in the narrowest type that holds it: large networks have many."""
+    parts: dict[str, list[Array]] = {}
+    for k in range(0, len(images), FRAMES):
+        for name, values in golden.run(graph, images[k : k + FRAMES]).items():
+            kind = graph.tensors[name].type
+            if values.min() < kind.lowest or values.max() > kind.highest:
+                raise WarploomError(f"golden's tensor {name!r} leaves {kind.lowest}..{kind.highest}: the compiler's types are wrong")
+            parts.setdefault(name, []).append(values.astype(narrowest(kind.bits)))
+    return {name: np.concatenate(found) for name, found in parts.items()}
 
 
 def _account(graph: Graph, torch_tensors: Mapping[str, Any], result: Verification) -> None:

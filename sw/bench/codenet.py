@@ -30,10 +30,12 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A preset, most cycles a frame, frames to simulate back to back, and CoDeNet's frames a second."""
+    """A preset, most cycles a frame, the interval that is planned for (less, where a shared unit's turns need some room), frames to
+    simulate back to back, and CoDeNet's frames a second."""
 
     preset: str
     cycles: int
+    target: int
     frames: int
     published_fps: float
 
@@ -41,11 +43,11 @@ class Config:
 CONFIGS = {
     c.preset: c
     for c in (
-        Config(preset="a", cycles=400_000, frames=20, published_fps=32.2),
-        Config(preset="b", cycles=400_000, frames=20, published_fps=26.9),
-        Config(preset="c", cycles=1_600_000, frames=16, published_fps=9.3),
-        Config(preset="d", cycles=7_500_000, frames=11, published_fps=5.2),
-        Config(preset="e", cycles=7_500_000, frames=11, published_fps=4.6),
+        Config(preset="a", cycles=400_000, target=394_000, frames=30, published_fps=32.2),
+        Config(preset="b", cycles=400_000, target=394_000, frames=30, published_fps=26.9),
+        Config(preset="c", cycles=1_600_000, target=1_575_000, frames=24, published_fps=9.3),
+        Config(preset="d", cycles=7_500_000, target=7_500_000, frames=11, published_fps=5.2),
+        Config(preset="e", cycles=7_500_000, target=7_500_000, frames=11, published_fps=4.6),
     )
 }
 
@@ -74,7 +76,7 @@ def _base(folder: Path | None) -> Path:
 
 def _frames(config: Config, folder: Path, say: Step) -> dict[str, Any]:
     model, compiled = _model(config, folder / "model", say), folder / "compiled"
-    compile(model / "model.onnx", compiled, target_cycles=config.cycles, device=DEVICE, step=say)
+    compile(model / "model.onnx", compiled, target_cycles=config.target, device=DEVICE, step=say)
     return _simulated(config, model, compiled, folder / "simulated.json", say)
 
 

@@ -17,7 +17,7 @@ from sw.ops import Conv, Deform, TensorType
 from sw.targets import Device
 
 #: Most of the target interval that the engine's jobs may fill: what is left covers waiting for tiles.
-LOAD = 0.92
+LOAD = 0.93
 #: Most of the memory's rate that weights may take.
 SHARE = 1.0
 #: Pixels of a job for each word in a row of weights, at least.

@@ -1,7 +1,7 @@
 """The operators of the integer graph, one module each. A new operator adds its line here."""
 from .add import Add
 from .average_pool import AveragePool
-from .base import Array, Op, TensorType
+from .base import Array, Op, TensorType, narrowest
 from .concat import Concat
 from .conv import Conv
 from .decode import Decode
@@ -46,4 +46,5 @@ __all__ = [
     "Table",
     "TensorType",
     "Upsample",
+    "narrowest",
 ]

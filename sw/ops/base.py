@@ -12,6 +12,11 @@ import numpy.typing as npt
 Array = npt.NDArray[np.integer[Any]]
 
 
+def narrowest(bits: int) -> type[np.signedinteger[Any]]:
+    """NumPy's narrowest signed type for integers of so many bits, signed or not."""
+    return next(kind for kind in (np.int8, np.int16, np.int32, np.int64) if bits < np.iinfo(kind).bits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorType:
     """A map of integers with zero point 0: height, width, channels, bits and sign of an element."""

@@ -17,14 +17,14 @@ def write(folder: Path, *streams: list[int]) -> Path:
     return folder
 
 
-def test_the_middle_of_a_run_counts(tmp_path: Path) -> None:
-    """Ten frames, each through after three intervals: from the sixth to the seventh, which leaves as the last enters."""
-    inner = [150, 300, 460, 570, 680, 790, 896, 997, 1097, 1197]
-    folder = write(tmp_path, [100 * k + 90 for k in range(10)], inner, [300, 390, 480, 570, 660, 750, 850, 950, 1040, 1130])
-    cycles = [(100 * k, e) for k, e in enumerate([310, 450, 560, 665, 770, 800, 900, 1000, 1100, 1200])]
-    assert _slowest(folder, cycles) == 896 - 790
-    assert _slowest(folder, [*cycles[:9], (950, 1200)]) == 896 - 790
-    assert _slowest(folder, [*cycles[:9], (1000, 1200)]) == (997 - 790) / 2
+def test_the_middle_of_a_run_counts_where_frames_enter_and_leave(tmp_path: Path) -> None:
+    """Ten frames, each through after three intervals: from the sixth to the last that leaves before the tenth enters."""
+    folder = write(tmp_path, [500, 1000, 1100, 1200, 1300, 1400, 1500, 1600, 1700, 9999])
+    enter, leave = [100 * k for k in range(10)], [310, 450, 560, 665, 770, 800, 909, 1000, 1100, 1200]
+    assert _slowest(folder, [*zip(enter[:9], leave[:9], strict=True), (910, 1200)]) == 109
+    assert _slowest(folder, [*zip(enter[:9], leave[:9], strict=True), (1000, 1200)]) == (1000 - 800) / 2
+    slow = [0, 100, 200, 300, 400, 500, 640, 780, 920, 1060]
+    assert _slowest(folder, list(zip(slow, leave, strict=True))) == 140, "frames enter more slowly than they leave"
 
 
 def test_a_shorter_run_counts_from_when_the_first_frame_has_left(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     real = steps.upward
     monkeypatch.setattr(steps, "upward", lambda name: untrained if name == "untrained" else real(name))
-    monkeypatch.setitem(CONFIGS, "micro", Config(preset="micro", cycles=8_000, frames=4, published_fps=1.0))
+    monkeypatch.setitem(CONFIGS, "micro", Config(preset="micro", cycles=8_000, target=8_000, frames=4, published_fps=1.0))
     monkeypatch.setattr(codenet, "synthesize", area)
     return made
 
