@@ -270,9 +270,12 @@ class EngineUnit(Unit):
                     m.d.sync += running.eq(0)
         m.d.comb += [loader.done.eq(issue & pixel_ends), ins.release.eq(issue & pixel_ends & ends["folds"])]
         m.d.comb += [ins.addr.eq(place), ins.en.eq(step), loader.row.eq(at["beats"]), loader.en.eq(step)]
-        m.d.comb += [core.x.as_value().eq(ins.data), core.w.eq(loader.data), core.en.eq(step)]
+        # Block RAM is slow: nothing but a register behind it.
+        x, word, control, control_1 = Signal.like(ins.data), Signal.like(core.w), Signal(3), Signal(3)
+        m.d.comb += [core.x.as_value().eq(x), core.w.eq(word), Cat(core.valid, core.first, core.end).eq(control_1), core.en.eq(step)]
         with m.If(step):
-            m.d.sync += [core.valid.eq(issue), core.first.eq(at["beats"] == 0), core.end.eq(ends["beats"])]
+            m.d.sync += [x.eq(ins.data), word.eq(loader.data)]
+            m.d.sync += [control.eq(Cat(issue, at["beats"] == 0, ends["beats"])), control_1.eq(control)]
 
     def finish(self, m: Module) -> None:
         """Accumulators to the finisher, bytes to the pool; the sums for the simulation."""

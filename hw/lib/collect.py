@@ -25,7 +25,7 @@ class Collect(wiring.Component):
     Words are the channel groups of a pixel in turn. The product of a share and a weight is an adder tree over the weight's bits,
     its product with the channel a multiplier a lane. The sums leave while the pixel's last job runs.
 
-    Throughput: a word a cycle, and ``groups`` cycles for an empty job. Latency: 6 cycles, and 1 more if weights have more than 4 bits.
+    Throughput: a word a cycle, and ``groups`` cycles for an empty job. Latency: 7 cycles, and 1 more if weights have more than 4 bits.
 
     Parameters: ``weights`` (taps, C), ``bias`` (C,), ``frac_bits``, ``i`` lanes of a word, ``o`` as many, signed.
     Members: ``jobs``: :func:`hw.lib.fetch.job_layout`; ``words``: lanes of ``i``; ``o``; ``left``: ``leaving`` of the job that ends.
@@ -68,7 +68,7 @@ class Collect(wiring.Component):
             m.d.sync += [second.eq(~final), fresh.eq(job.last & final)]
         share = Mux(job.empty, 0, job.share[second])
         products = self._products(m, step, share, job.base + group)
-        late = 4 + tree_stages(self._weight_bits)
+        late = 5 + tree_stages(self._weight_bits)
         valid, leaves = (later(m, step, v, late) for v in (take, job.last & final))
         self._sum(m, step, later(m, step, group, late - 3), later(m, step, fresh, late - 1), products, valid, out.i.payload)
         m.d.comb += out.i.valid.eq(valid & leaves)
@@ -78,8 +78,8 @@ class Collect(wiring.Component):
     def _weight_bits(self) -> int:
         return bits_for(v for word in self._weights for v in word)
 
-    def _products(self, m: Module, step: Value, share: Value, index: Value) -> list[Signal]:
-        """share · weight · channel of every lane, 3 + tree_stages(bits of a weight) steps later."""
+    def _products(self, m: Module, step: Value, share: Value, index: Value) -> list[Value]:
+        """share · weight · channel of every lane, 4 + tree_stages(bits of a weight) steps later."""
         bits = self._weight_bits
         weights = rows_of(m, "weights", self._weights, bits, index, step)
         stages = tree_stages(bits)
@@ -93,10 +93,10 @@ class Collect(wiring.Component):
             product = Signal(signed(len(factor) + self.lanes.bits + 1), name=f"product_{k}", reset_less=True)
             with m.If(step):
                 m.d.sync += product.eq(words[k] * factor)
-            found.append(product)
+            found.append(later(m, step, product, 1).as_signed())  # a multiplier is slow: registers at both its ends
         return found
 
-    def _sum(self, m: Module, step: Value, group: Value, first: Value, products: list[Signal], valid: Value, total: data.View) -> None:
+    def _sum(self, m: Module, step: Value, group: Value, first: Value, products: list[Value], valid: Value, total: data.View) -> None:
         """Adds up into ``total``, three steps after ``group``, one after ``first`` and ``products``; ``valid`` comes with ``total``."""
         shape = layout(self.out)
         m.submodules.sums = sums = ram(shape, self.groups)

@@ -26,7 +26,7 @@ class DeformMemoryUnit(Unit):
     overwritten before its data are there.
 
     Throughput: a word of the memory a cycle; how many there are depends on the offsets. ``frame_cycles`` is the most, where memory
-    gives a word a cycle and its latency is below (``ahead`` - 2)·``groups`` cycles. Latency: that of the memory and 15 cycles more.
+    gives a word a cycle and its latency is below (``ahead`` - 2)·``groups`` cycles. Latency: that of the memory and 16 cycles more.
 
     Parameters: ``height``, ``width``, ``channels``; ``weights`` (K, K, C), K odd; ``bias`` (C,); ``frac_bits``; ``low``, ``high``;
     ``base``; ``free``; ``i``, ``offset``, ``o`` as of the DeformUnit; ``data_bits`` of the memory: 8 a lane of ``i`` (16 if it has more

@@ -143,12 +143,12 @@ class Fetch(wiring.Component):
         line_bytes, pixel_bytes = self.width * groups * self.word_bytes, groups * self.word_bytes
         line = Array([k * line_bytes for k in range(slots)])[slot]
         place = Array([k * pixel_bytes for k in range(self.width)])[begin]
-        shares = [share_y * Mux(left, one - fx, fx)[: frac + 1], share_y * fx]
-        line, place, *shares = (later(m, step, v, 1) for v in (line, place, *shares))
+        share_x = Mux(left, one - fx, fx)[: frac + 1]
+        line, place, share_y, share_x, fx = (later(m, step, v, 1) for v in (line, place, share_y, share_x, fx))
         some, two = (later(m, step, v, 1) for v in (left | right, left & right))
 
         m.d.comb += [command.address.eq(later(m, step, line + place, 1)), command.words.eq(later(m, step, Mux(two, 2 * groups, groups), 1))]
-        m.d.comb += [job.share[k].eq(later(m, step, share, 1)) for k, share in enumerate(shares)]
+        m.d.comb += [job.share[k].eq(later(m, step, share_y * x, 1)) for k, x in enumerate((share_x, fx))]
         m.d.comb += job.two.eq(later(m, step, two, 1))
         m.d.comb += Cat(job.base, job.last, job.leaving).eq(later(m, step, Cat(tap["base"], tap["last"], tap["leaving"]), 4))
         return later(m, step, some, 1)

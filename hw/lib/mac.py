@@ -32,8 +32,8 @@ class Mac(wiring.Component):
     """``o[c] = bias[c] + Σ_tap weights[tap][c] · i[tap][c]`` for the groups of channels in turn, pixel after pixel.
 
     Words come in order group, tap; a result leaves for each group. Throughput: one word a cycle, a result every ``taps``
-    cycles. Latency: three cycles (four with "mult18x18d") from the last tap to its result. While a result waits, everything waits: the
-    sum is its register.
+    cycles. Latency: three cycles ("dsp48e2", "soft") or four from the last tap to its result. While a result waits, everything waits:
+    the sum is its register.
 
     Parameters: ``weights`` (taps, channels), ``bias`` (channels,), ``i`` lanes of the words, ``o`` lanes of the results: as
     many, signed, with bits enough for every sum (intermediate sums may wrap). Unused lanes of ``o`` are 0.
@@ -87,8 +87,9 @@ class Mac(wiring.Component):
             with m.If(last):
                 m.d.sync += group.eq(Mux(group == groups - 1, 0, group + 1))
 
-        # Stage 1: word and weights. Stage 2: products (in two steps where a slice has a register more) and bias. Stage 3: sum.
-        stages = 3 if self.multiplier == "mult18x18d" else 2
+        # Stage 1: word and weights. Stage 2: products and bias; once more where a slice has a register more, or nothing but registers
+        # should stand at both ends of a multiplier that has none of its own. Last stage: sum.
+        stages = 2 if self.multiplier in ("dsp48e2", "soft") else 3
         valid, first, end = Signal(stages), Signal(stages), Signal(stages)
         with m.If(step):
             m.d.sync += [group_1.eq(group), valid.eq(valid << 1 | taken)]
@@ -121,6 +122,7 @@ class Mac(wiring.Component):
         product = Signal(signed(self.lanes.bits + len(weight)), name=f"product_{k}", reset_less=True)
         with m.If(step):
             m.d.sync += product.eq(register(m, self.i.payload[k], step, f"word_{k}") * register(m, weight, step, f"weight_{k}"))
+        product = register(m, product, step, f"late_{k}")
         with m.If(add):
             m.d.sync += self.o.payload[k].eq(Mux(first, bias, self.o.payload[k]) + product)
 

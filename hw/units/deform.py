@@ -19,7 +19,8 @@ class DeformUnit(Unit):
 
     A gather stage reads the four neighbours of each tap's position and interpolates, a row of multipliers accumulates.
     Throughput: one tap of ``i.lanes`` channels a cycle, for every pattern of offsets. Latency: the first result of a
-    frame leaves 11 cycles (16 if ``frac_bits`` > 0, 18 if it is 4) and one more for each further tap after row R has arrived.
+    frame leaves 12 cycles (17 if ``frac_bits`` > 0, 19 if it is 4; one less as of the Mac) and one more for each further tap after row R
+    has arrived.
     Interpolation takes no multipliers: three adder trees of ``frac_bits`` + 1 terms a lane.
 
     Parameters: ``height``, ``width``, ``channels`` of the map that arrives; ``upsample``: a power of two, how often each of its pixels

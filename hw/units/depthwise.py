@@ -18,8 +18,8 @@ class DepthwiseUnit(Unit):
     """One kernel a channel, bias added. Golden model: :meth:`sw.ops.depthwise.Depthwise.golden`.
 
     A line buffer emits the taps of each channel group, ``taps`` of them a cycle are multiplied and added. Throughput: ``taps``
-    taps of ``i.lanes`` channels a cycle, at most a beat. Latency from the last beat that a result needs: seven cycles with one
-    tap; with several, see :class:`hw.lib.taps.WindowTaps`, KH·KW / ``taps`` + 3 and the stages of an adder tree.
+    taps of ``i.lanes`` channels a cycle, at most a beat. Latency from the last beat that a result needs with one tap: four
+    cycles and those of the Mac; with several, see :class:`hw.lib.taps.WindowTaps`, KH·KW / ``taps`` + 3 and the stages of an adder tree.
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``weights`` (KH, KW, C); ``bias`` (C,);
     ``taps`` a cycle: 1, KW (a row of the window) or KH·KW; with one tap a cycle: ``multiplier`` (:class:`hw.lib.mac.Mac`), ``memory``:

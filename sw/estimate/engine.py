@@ -29,7 +29,7 @@ def engine(graph: Graph, plan: EnginePlan) -> Structure:
     lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
     pixel = TensorType(height=1, width=1, channels=1, bits=8, signed=False)
     core = dot(min(convs, key=lambda c: packed(c, pixel, lanes)).op, pixel, lanes).parts
-    sums = accumulators(plan.pe, ACCUMULATOR) + register(ACCUMULATOR * plan.pe, 1)
+    sums = accumulators(plan.pe, ACCUMULATOR) + register(ACCUMULATOR * plan.pe, 1) + register(4 * products + 8 * plan.simd)
     count = len(layers) + len(plan.queues)
     if plan.store == "memory":
         front = behind = count * STAGED * BLOCK * plan.simd // plan.stream

@@ -175,14 +175,16 @@ def depthwise(draw: Draw) -> Drawn:
         "height": x.height, "width": x.width, "channels": x.channels, "window": w, "weights": op.weights.tolist(),
         "bias": op.bias.tolist(), "i": lanes(x, count), "o": lanes(out, count),
     }  # fmt: skip
+    multiplier: Multiplier = draw.pick(["inferred", "dsp48e2", "mult18x18d", "soft"]) if taps == 1 else "inferred"
     try:
-        unit = DepthwiseUnit(**arguments, taps=taps)
+        unit = DepthwiseUnit(**arguments, taps=taps, multiplier=multiplier)
     except ValueError as error:  # the only reason that is left
         assert taps > 1 and "pad must leave" in str(error)
         name, taps = "1", 1
         unit = DepthwiseUnit(**arguments)
-    latency = first_window(x, w, -(-x.channels // count)) + 7 if taps == 1 else None
-    return drawn(draw, op, (x,), count, unit=unit, latency=latency, **of(w), taps=name)
+    latency = first_window(x, w, -(-x.channels // count)) + (7 if multiplier in ("dsp48e2", "soft") else 8) if taps == 1 else None
+    found = drawn(draw, op, (x,), count, unit=unit, latency=latency, **of(w), taps=name)
+    return replace(found, parameters=found.parameters | {"multiplier": multiplier})
 
 
 def deform(draw: Draw) -> Drawn:
