@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from brevitas import config
 from brevitas.core.function_wrapper import TensorClamp
 from brevitas.core.scaling import IntScaling
 from brevitas.quant.base import IntQuant, NarrowIntQuant, UintQuant
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from models.ops.fake_quantize import fake_quantize
 
+#: Brevitas makes every quantizer anew when a state is loaded, unless told not to. The new ones would forget what is no part of the state
+#: (ranges that are learned, a bypass), and an optimizer would go on with the scales of the old ones.
+config.REINIT_ON_STATE_DICT_LOAD = False
 #: The bits of m.
 SCALE_BITS = 16
 

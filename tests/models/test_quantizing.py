@@ -243,3 +243,25 @@ def test_options_of_the_command_line_become_tables() -> None:
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         QuantizeOptions(**options)
+
+
+def test_a_loaded_state_keeps_what_is_no_part_of_it() -> None:
+    """Quantizers stay the same objects: with their bypass, and with learned ranges, which an average then is exported with."""
+    model = prepare(trained_like())
+    calibrate(model, [torch.rand(8, 3, 32, 32)])
+    before = activation_quantizers(model)
+    for path, quantizer in before.items():
+        quantizer.bypass = path.endswith(".bound")
+    ranges = FreeRanges(model)
+    with torch.no_grad():
+        for learned in ranges.log2:
+            learned.sub_(2.0)
+    finer = {path: int(q.exponent) + 2 * bool(q.free) for path, q in before.items()}
+    parameters = {name: id(p) for name, p in model.named_parameters()}
+    model.load_state_dict(model.state_dict())
+    after = activation_quantizers(model)
+    assert all(after[path] is quantizer for path, quantizer in before.items())
+    assert {name: id(p) for name, p in model.named_parameters()} == parameters, "an optimizer holds these"
+    product = activation_quantizers(snapped(model, model.state_dict()))
+    assert {p: int(q.exponent) for p, q in product.items() if before[p].bits <= 8} == {p: finer[p] for p in finer if before[p].bits <= 8}
+    assert [p for p, q in product.items() if q.bypass] == [p for p in before if p.endswith(".bound")] != []
