@@ -22,8 +22,7 @@ class Result:
     """Integers of one run: ``outputs`` by graph tensor in the graph's order, ``tensors`` those asked for, each (N, H, W, C).
 
     ``cycles``: for hardware, the cycle of the first input and of the last output beat of every frame; else empty. ``slowest``: for
-    hardware, the mean interval of frames at the watched stream where it is longest, once the first frame has left: what fills up or drains
-    at the edges of a run does not flatter it, and frames that jitter at a shared unit do not count against it.
+    hardware, the mean interval of frames in steady state (sim/accelerator.py says which frames count, and where).
     """
 
     outputs: dict[str, Array]
