@@ -1,4 +1,5 @@
 """The comparison itself: it finds what differs, names the place, and insists on every tensor."""
+import re
 from collections.abc import Collection
 
 import numpy as np
@@ -106,3 +107,20 @@ def test_offsets_that_prove_nothing_are_told_apart(graph: Graph) -> None:
     dark = np.zeros_like(images(graph))
     assert not verify(graph, dark, None, None).record()["offsets_prove"]
     assert verify(graph, images(graph, 12), None, None).record()["offsets_prove"]
+
+
+@pytest.mark.parametrize("beyond", [1, -1])
+def test_golden_may_not_leave_the_ranges_of_its_types(graph: Graph, monkeypatch: pytest.MonkeyPatch, beyond: int) -> None:
+    """Narrow types would wrap what is too large just as the hardware does, and the comparison would agree."""
+    name, run = graph.nodes[-1].outputs[0], golden.run
+    kind = graph.tensors[name].type
+
+    def outside(*args: object) -> dict[str, Array]:
+        found = run(*args)  # type: ignore[arg-type]
+        found[name] = found[name].copy()
+        found[name].flat[-1] = kind.highest + 1 if beyond > 0 else kind.lowest - 1
+        return found
+
+    monkeypatch.setattr("sw.verify.golden.run", outside)
+    with pytest.raises(WarploomError, match=rf"{re.escape(repr(name))} leaves {kind.lowest}\.\.{kind.highest}"):
+        verify(graph, images(graph), None, None)
