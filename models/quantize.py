@@ -22,6 +22,7 @@ from models.export import export_qonnx
 from models.freeze import freeze
 from models.frozen import FrozenNetwork
 from models.losses import detection_loss
+from models.oscillations import Oscillations
 from models.qat import Bits, FreeRanges, calibrate, pack, prepare, reestimate_batch_norm, settle_heads, snapped, unpack
 from models.schedules import Average, cosine_lr
 from models.score import score, torch_network
@@ -44,7 +45,8 @@ class QuantizeOptions:
     data_loss, teaching, imitation: weights of the data's loss, of the float network's maps, and of what it computes on the way to them
     (``models.distillation``). A small data set's loss is best left out: its every epoch is one more in which to learn images by heart.
     ema: how slowly the average of the weights and their scales forgets, which is what is validated and exported (0: no average): between
-    two roundings a weight swings, and the average of its swings rounds better.
+    two roundings a weight swings, and the average of its swings rounds better. settle: how often a weight may turn back before it is held
+    (``models.oscillations``; 0: none is).
     weights, activations: bit widths by module path (``Bits``), 2 to 8. norms: training views from which batch norm's statistics are
     estimated anew before they are folded (0: as training left them). free_ranges: share of the training in which activation scales are
     learned as any numbers; they are snapped to powers of two last, and the rest recovers (0: powers of two from calibration on).
@@ -58,6 +60,7 @@ class QuantizeOptions:
     teaching: float = 1.0
     imitation: float = 0.0
     ema: float = 0.0
+    settle: float = 0.0
     weights: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().weights)
     activations: dict[str, int] = dataclasses.field(default_factory=lambda: Bits().activations)
     norms: int = 0
@@ -81,7 +84,7 @@ class QuantizeOptions:
         for name in ("batch", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
-        for name in ("free_ranges", "ema"):
+        for name in ("free_ranges", "ema", "settle"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)!r}")
         Bits(weights=self.weights, activations=self.activations)
@@ -96,9 +99,10 @@ class QuantTrainer:
 
     def __init__(
         self, model: Codenet, teacher: Codenet, *, steps: int, lr: float, teaching: float, data_loss: float = 1.0,
-        imitation: float = 0.0, free_ranges: float = 0.0, ema: float = 0.0,
+        imitation: float = 0.0, free_ranges: float = 0.0, ema: float = 0.0, settle: float = 0.0,
     ) -> None:  # fmt: skip
         self.model, self.teacher, self.average = model, teacher, Average(model, ema)
+        self.oscillations = Oscillations(model, settle, steps) if settle else None
         self.weights = {"loss": data_loss, "distillation": teaching, "imitation": imitation}
         self.ranges = FreeRanges(model) if free_ranges else None
         self.snap_at = round(free_ranges * steps)
@@ -133,9 +137,13 @@ class QuantTrainer:
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 10.0)
         self.optimizer.step()
+        held = {}
+        if self.oscillations is not None:
+            self.oscillations.update()
+            held = {"held": self.oscillations.share}
         self.average.update(self.model)
         self.step += 1
-        return {name: value.item() for name, value in losses.items()} | {"lr": rate}
+        return {name: value.item() for name, value in losses.items()} | held | {"lr": rate}
 
     def product(self) -> Codenet:
         """The average of the weights as a network of its own in eval mode, all scales snapped: what would be exported now."""
@@ -144,6 +152,7 @@ class QuantTrainer:
     def save(self, path: Path, key: str) -> None:
         content: dict[str, Any] = {"key": key, "model": pack(self.model), "optimizer": self.optimizer.state_dict()}
         content["average"] = self.average.state
+        content["oscillations"] = self.oscillations.state if self.oscillations is not None else {}
         content["ranges"] = [p.detach() for p in self.ranges.log2] if self.ranges is not None else []
         checkpoint.save(path, content | {"step": self.step, "epochs": self.epochs_done, "history": json.dumps(self.history)})
 
@@ -159,6 +168,8 @@ class QuantTrainer:
                 for quantizer in self.ranges.quantizers:
                     quantizer.free = []
             self.average.state, self.average.steps = content["average"], content["step"]
+            if self.oscillations is not None:
+                self.oscillations.state, self.oscillations.step = content["oscillations"], content["step"]
             self.step, self.epochs_done, self.history = content["step"], content["epochs"], json.loads(content["history"])
 
 
@@ -218,7 +229,7 @@ def quantize(run: Path, *, data: Path, workers: int = 1, progress: bool = True, 
     steps = max(1, chosen.epochs * len(batches))
     free = chosen.free_ranges if chosen.epochs else 0.0
     weights = {"data_loss": chosen.data_loss, "teaching": chosen.teaching, "imitation": chosen.imitation}
-    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, free_ranges=free, ema=chosen.ema, **weights)
+    trainer = QuantTrainer(model, teacher, steps=steps, lr=chosen.lr, free_ranges=free, ema=chosen.ema, settle=chosen.settle, **weights)
     total = sum(float(value.double().sum()) for value in teacher.state_dict().values())  # another float.pt is another run
     key = json.dumps([settings, config.to_json(), total], sort_keys=True)
     trainer.resume(run / "quantize.ckpt", key)

@@ -149,6 +149,7 @@ def add_training(
         activations: Annotated[list[str] | None, typer.Option(help="Bits of activations, likewise.")] = None,
         imitation: Annotated[Number, typer.Option(min=0.0, help="Weight of what the float network computes on the way to them.")] = None,
         ema: Annotated[Number, typer.Option(help="How slowly the average of the weights forgets (0: no average).")] = None,
+        settle: Annotated[Number, typer.Option(help="How often a weight may swing back before it is held (0: for ever).")] = None,
         norms: Annotated[Whole, typer.Option(min=0, help="Images to estimate batch norm from anew (0: as trained).")] = None,
         free_ranges: Annotated[Number, typer.Option(help="Share of training before activation scales snap to powers of two.")] = None,
         data_loss: Annotated[Number, typer.Option(min=0.0, help="Weight of the data's loss.")] = None,
@@ -168,7 +169,7 @@ def add_training(
         """Quantize to 4-bit weights and 8-bit activations (or others), with training, and export QONNX."""
         options = given(
             epochs=epochs, batch=batch, lr=lr, norms=norms, free_ranges=free_ranges, data_loss=data_loss, teaching=teaching,
-            imitation=imitation, ema=ema, flip=flip, augmentation=augmentation, box_area=box_area,
+            imitation=imitation, ema=ema, settle=settle, flip=flip, augmentation=augmentation, box_area=box_area,
             weights=parse_bits(weights, "weights", WEIGHTS), activations=parse_bits(activations, "activations", ACTIVATIONS),
             split=split, evaluate_split=evaluate_split, evaluate_every=evaluate_every, keep=keep, patience=patience, seed=seed,
         )  # fmt: skip

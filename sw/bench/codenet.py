@@ -45,7 +45,7 @@ CONFIGS = {
     for c in (
         Config(preset="a", cycles=400_000, target=394_000, frames=30, published_fps=32.2),
         Config(preset="b", cycles=400_000, target=394_000, frames=30, published_fps=26.9),
-        Config(preset="c", cycles=1_600_000, target=1_575_000, frames=24, published_fps=9.3),
+        Config(preset="c", cycles=1_600_000, target=1_590_000, frames=24, published_fps=9.3),
         Config(preset="d", cycles=7_500_000, target=7_500_000, frames=11, published_fps=5.2),
         Config(preset="e", cycles=7_500_000, target=7_500_000, frames=11, published_fps=4.6),
     )

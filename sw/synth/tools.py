@@ -33,13 +33,14 @@ def versions() -> str:
 
 
 def run(program: str, arguments: Sequence[str], folder: Path) -> str:
-    """Run a Python ``program`` in ``folder``; its output, which is also left in ``log.txt``. ToolError if it fails."""
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    (folder / "log.txt").write_text(done.stdout)
+    """Run a Python ``program`` in ``folder``; its output, which goes to ``log.txt`` as it comes. ToolError if it fails."""
+    command, log = [sys.executable, "-u", "-c", program, *arguments], folder / "log.txt"
+    with log.open("w") as file:
+        done = subprocess.run(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+    said = log.read_text(errors="replace")
     if done.returncode:
-        raise ToolError(f"{arguments[0]}... failed with {done.returncode}:\n{done.stdout[-2000:]}")
-    return done.stdout
+        raise ToolError(f"{arguments[0]}... failed with {done.returncode}:\n{said[-2000:]}")
+    return said
 
 
 def yosys(commands: Sequence[str], folder: Path) -> str:

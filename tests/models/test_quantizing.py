@@ -38,6 +38,13 @@ def trained_like() -> Codenet:
     return model.eval()
 
 
+def prepared() -> tuple[Codenet, Codenet]:
+    """A network ready for training with quantizers, and the float network that teaches it."""
+    model = prepare(trained_like())
+    calibrate(model, [torch.linspace(0, 1, 8 * 3 * 32 * 32).view(8, 3, 32, 32)])
+    return model, trained_like()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
@@ -133,7 +140,7 @@ def test_a_trainer_with_free_ranges_comes_back_whole(tmp_path: Path) -> None:
 
 def test_interrupted_free_ranges_go_on(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the free part and again after the snap: the result is that of one go."""
-    common = {**QUIET, "data": data, "epochs": 3, "free_ranges": 0.5, "evaluate_split": None}
+    common = {**QUIET, "data": data, "epochs": 3, "free_ranges": 0.5, "settle": 0.001, "evaluate_split": None}
     whole, parts = run / "whole", run / "parts"
     for folder in (whole, parts):
         folder.mkdir()
@@ -163,12 +170,9 @@ def test_interrupted_free_ranges_go_on(run: Path, data: Path, monkeypatch: pytes
 
 def test_the_average_is_exported_and_comes_back(tmp_path: Path) -> None:
     """The product holds the average of the weights over the steps, not the last ones; ``save`` and ``resume`` carry it."""
-    x = torch.linspace(0, 1, 8 * 3 * 32 * 32).view(8, 3, 32, 32)
 
     def fresh(ema: float) -> QuantTrainer:
-        model = prepare(trained_like())
-        calibrate(model, [x])
-        return QuantTrainer(model, trained_like(), steps=4, lr=0.02, teaching=1.0, ema=ema)
+        return QuantTrainer(*prepared(), steps=4, lr=0.02, teaching=1.0, ema=ema)
 
     trainer, name = fresh(0.5), "conv5.0.weight"
     expected = trainer.model.get_parameter(name).detach().clone()
@@ -192,6 +196,24 @@ def test_the_average_is_exported_and_comes_back(tmp_path: Path) -> None:
         off.model.get_parameter(name).add_(1.0)
     off.average.update(off.model)
     assert torch.equal(off.product().get_parameter(name), off.model.get_parameter(name)), "without an average the last weights count"
+
+
+def test_what_is_held_outlives_an_interruption(tmp_path: Path) -> None:
+    def fresh() -> QuantTrainer:
+        return QuantTrainer(*prepared(), steps=4, lr=0.02, teaching=1.0, settle=0.001)
+
+    trainer = fresh()
+    assert trainer.oscillations is not None
+    for state in trainer.oscillations.state.values():
+        state["held"][0] = True
+        state["frequency"].fill_(0.25)
+    trainer.step = 3
+    trainer.save(tmp_path / "x.ckpt", "key")
+    again = fresh()
+    again.resume(tmp_path / "x.ckpt", "key")
+    assert again.oscillations is not None and again.oscillations.step == 3
+    assert 0 < again.oscillations.share == trainer.oscillations.share
+    assert all(bool((s["frequency"] == 0.25).all()) for s in again.oscillations.state.values())
 
 
 def test_one_part_alone_is_quantized() -> None:
@@ -238,7 +260,7 @@ def test_options_of_the_command_line_become_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"keep": "worst"}, {"norms": -1}, {"free_ranges": 1.0}, {"ema": 1.0}, {"weights": {"*": 9}}, {"batch": 0}]
+    "options", [{"keep": "worst"}, {"norms": -1}, {"free_ranges": 1.0}, {"ema": 1.0}, {"settle": -0.1}, {"weights": {"*": 9}}, {"batch": 0}]
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
