@@ -84,7 +84,7 @@ def _record(config: Config, folder: Path, step: Step) -> dict[str, Any]:
     say: Step = lambda text: step(f"{config.preset}: {text}")  # noqa: E731
     record, compiled = _frames(config, folder, say), folder / "compiled"
     say("area of every unit by Yosys")
-    area = synthesize(build_design(compiled), "xcup", lambda done, total: say(f"{done} of {total} units") if done % 20 == 0 else None)
+    area = synthesize(build_design(compiled), "xcup", lambda done, total: say(f"{done} of {total} units"))
     planned = {"cycles_per_frame": load_design(compiled)["interval_cycles"]}
     record |= area["total"]["measured"] | {"config": config.preset, "estimated": planned | area["total"]["estimate"]}
     with whole_file(folder / "record.json") as file:

@@ -1,8 +1,8 @@
 # amaranth: UnusedElaboratable=no
 """Area of every unit of a compiled design by Yosys, beside its estimate: ``warploom synth --device xczu3eg``.
 
-Each unit, FIFO, fork and gearbox is synthesized by itself and flattened, so the sum leaves out what an optimization across units might
-save. Results are cached by the Verilog: equal units once, and an interrupted run goes on where it was.
+Each unit, FIFO, fork and gearbox is a module that stays by itself and is flattened, so the sum leaves out what an optimization across units
+might save. Results are cached by the Verilog: equal units once, and an interrupted run goes on where it was.
 """
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sw import estimate
 from sw.estimate import Area, Family
 from sw.lower import Design
 from sw.modules import modules_of
-from sw.synth import measure
-from sw.synth.workers import Progress, each
+from sw.synth import batch
+from sw.synth.workers import Progress
 from sw.targets import Device
 
 #: Keys of an area.
@@ -49,8 +49,7 @@ def kind_of(design: Design, unit: str) -> str:
 def measured(found: list[Part], family: Family, progress: Progress | None = None) -> list[Area]:
     """The area of each part: of the very modules that accelerator.v is assembled from."""
     modules = modules_of({part.name: part.unit for part in found}, primitives=True).of
-    texts = [modules[part.name].named(measure.TOP) for part in found]
-    return each(measure.area_of_text, [(text, family) for text in texts], progress)
+    return batch.areas([modules[part.name] for part in found], family, progress)
 
 
 def errors(estimated: Area, found: Area) -> dict[str, float | None]:

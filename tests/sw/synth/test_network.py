@@ -46,7 +46,7 @@ def test_sums_and_errors_are_of_what_was_measured() -> None:
         [("fork", Fork(i, 2)), ("fifo", Fifo(i, 2)), ("fork", Fork(i, 2))])]  # fmt: skip
     done: list[tuple[int, int]] = []
     areas = measured(found, "xcup", lambda n, total: done.append((n, total)))
-    assert done == [(1, 3), (2, 3), (3, 3)] and areas[0] == areas[2] == Area(lut=5, ff=2) and areas[1].ff == 18
+    assert done == [(2, 2)] and areas[0] == areas[2] == Area(lut=5, ff=2) and areas[1].ff == 18
     record = compare(found, areas)
     assert [row["kind"] for row in record["kinds"]] == ["fifo", "fork"] and record["kinds"][1]["measured"]["lut"] == 10
     assert record["kinds"][1]["error"] == {"lut": 1.0, "ff": 4.0, "dsp": None, "bram36": None}
