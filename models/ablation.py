@@ -67,7 +67,7 @@ class Recipe:
 SHIPPED = str(Path(__file__).parent / "checkpoints" / "tiny_digits.pt")
 #: digits: the embedded set, for two seeds in well under two hours on two cores.
 RECIPES = {
-    "digits": Recipe(images=600, epochs=10, tune=2, recover=2, flip=False, augmentation=0.3, trunk=SHIPPED),
+    "digits": Recipe(images=600, epochs=30, tune=3, recover=3, flip=False, augmentation=0.3, trunk=SHIPPED),
     "cells": Recipe(preset="small", network={"size": (256, 320), "laterals": True}, box_area=0.3),
     "steel": Recipe(preset="small", network={"size": (192, 192), "laterals": True}, epochs=14, tune=2, recover=2, box_area=0.3),
 }
