@@ -2,6 +2,7 @@
 """Areas of several modules at once are those of each by itself, in the order that was asked for."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_more_than_one_batch_keeps_order() -> None:
 def test_a_module_beside_others_is_what_it_is_alone() -> None:
     """With tables in LUTs, which are modules of their own that must be flattened, multipliers and memories."""
     x = kind(8, 8, 16)
-    makes = {
+    makes: dict[str, Callable[[], Any]] = {
         "conv": chain("conv", x, (conv("conv", 16, 16), 2, 4), variant="primitives").make,
         "depthwise": chain("depthwise", x, (depthwise("depthwise", 16), 4, 4), variant="inferred").make,
         "block": lambda: Fifo(lanes(36), 513, "block"), "lut": lambda: Fifo(lanes(14), 33, "lut"),
