@@ -21,7 +21,7 @@ _CELLS: dict[str, Any] = {"preset": "small", "size": (256, 320), "epochs": 40, "
 _STEEL: dict[str, Any] = {"preset": "small", "size": (192, 192), "epochs": 40, "batch": 16, "augmentation": 0.8, "box_area": 0.3}
 #: The average of the weights is what counts, and the float network teaches more than the data: less noise in the choice, less lost.
 _QUANTIZE: dict[str, Any] = {"batch": 16, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "ema": 0.99, "teaching": 4.0}
-#: The float network teaches alone, on its way to the maps, too, and weights that swing are held: what is validated last is what is best.
+#: The float network teaches alone, on its way to the maps, too, and weights that swing are held.
 _SETTLED: dict[str, Any] = {
     "epochs": 30, "batch": 8, "lr": 5e-4, "augmentation": 0.8, "box_area": 0.3, "ema": 0.99, "data_loss": 0.0, "teaching": 1.0,
     "imitation": 2.0, "settle": 0.01,

@@ -34,7 +34,7 @@ SCRIPTS = {
 #: A memory of zeros.
 ZEROS = re.compile(r"(?P<memory> *reg \[\d+:0\] (?P<name>\S+) +\[\d+:0\];\n) *initial begin\n(?: *(?P=name) *\[\d+\] = \d+'h0+;\n)+ *end\n")
 PLACE = ("--85k", "--speed", "6", "--package", "CABGA381", "--freq", "200", "--timing-allow-fail")
-#: For a whole accelerator: the other router had 1,000 of 300,000 nets left after an hour, where this one negotiates.
+#: For a whole accelerator: the other router had 1,000 of 300,000 nets left after 50 minutes, where this one negotiates.
 CHIP = ("--router", "router2")
 
 
@@ -91,7 +91,7 @@ def module_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _cached(kind: str, key: Sequence[str], make: Callable[[], Any]) -> Any:
+def cached_value(kind: str, key: Sequence[str], make: Callable[[], Any]) -> Any:
     """A JSON value, made at most once per key."""
 
     def build(folder: Path) -> None:
@@ -115,7 +115,7 @@ def _area(text: str, family: Family) -> Area:
     def make() -> dict[str, float]:
         return area_of(cell["type"] for cell in module_of(netlist_folder(text, family))["cells"].values()).record()
 
-    return Area(**_cached("area", [family, sources(), text], make))
+    return Area(**cached_value("area", [family, sources(), text], make))
 
 
 def area(component: Any, family: Family = "xcup") -> Area:
@@ -127,7 +127,7 @@ def _levels(text: str) -> LongestPath:
     def make() -> dict[str, Any]:
         return vars(longest_path(module_of(netlist_folder(text, "xcup"))))
 
-    found = _cached("levels", [sources(), text], make)
+    found = cached_value("levels", [sources(), text], make)
     return LongestPath(**found | {"nets": tuple(found["nets"])})
 
 

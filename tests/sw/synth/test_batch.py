@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from hw.lib.fork import Fork
 from hw.params import Lanes
 from sw.bench.unit_case import chain, conv, depthwise, kind
 from sw.modules import modules_of
+from sw.synth import batch
 from sw.synth.batch import BATCH, areas
 from sw.synth.measure import area
+from sw.synth.workers import each
 
 
 def lanes(bits: int) -> Lanes:
@@ -45,3 +48,19 @@ def test_a_module_beside_others_is_what_it_is_alone() -> None:
         alone = area(make())
         assert (found[name].ff, found[name].dsp, found[name].bram36) == (alone.ff, alone.dsp, alone.bram36), name
         assert found[name].lut == pytest.approx(alone.lut, rel=0.03, abs=2), name
+
+
+def test_only_what_is_not_known_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One module more is one run of that module alone; the others keep their areas."""
+    monkeypatch.setenv("WARPLOOM_CACHE", str(tmp_path))
+    runs: list[int] = []
+
+    def noted(function: Any, tasks: Any, told: Any) -> Any:
+        runs.extend(len(modules) for modules, _ in tasks)
+        return each(function, tasks, told)
+
+    monkeypatch.setattr(batch, "each", noted)
+    first = measured({f"fifo{b}": Fifo(lanes(b), 2) for b in (3, 4)})
+    assert measured({f"fifo{b}": Fifo(lanes(b), 2) for b in (4, 5, 3)})[::2] == first[::-1]
+    assert measured({f"fifo{b}": Fifo(lanes(b), 2) for b in (4, 5, 3)})[::2] == first[::-1]
+    assert runs == [2, 1]
