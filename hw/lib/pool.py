@@ -28,6 +28,13 @@ def choose(m: Module, name: str, index: Value, values: Sequence[Any]) -> Value:
     return chosen
 
 
+def select(index: Value, values: Sequence[Value]) -> Value:
+    """``values[index]`` by a tree of multiplexers: of wide words a third of what a switch takes."""
+    for bit in index:
+        values = [Mux(bit, values[k + 1], values[k]) if k + 1 < len(values) else values[k] for k in range(0, len(values), 2)]
+    return values[0]
+
+
 def successor(value: Value, size: int) -> Value:
     """The next of ``size`` values, round and round."""
     return Const(0) if size == 1 else Mux(value == size - 1, 0, value + 1)
@@ -51,6 +58,12 @@ class Region:
     def words(self) -> int:
         return self.tile * self.slots
 
+    def address(self, place: Value) -> Value:
+        """The word at ``place``, 0..words-1: no adder where the region is aligned."""
+        bits = max((self.words - 1).bit_length(), 1)
+        whole = self.base >> bits
+        return Cat(place, Const(whole, max(whole.bit_length(), 1))) if whole << bits == self.base else self.base + place
+
 
 def placed(regions: Sequence[Region]) -> list[Region]:
     """The regions one behind the other."""
@@ -71,17 +84,17 @@ def ends_pixel(m: Module, name: str, region: Region, step: Value) -> Value:
     return last
 
 
-def ends_tile(place: Value, skip: Value, region: Region, base: int = 0) -> Value:
+def ends_tile(place: Value, skip: Value, region: Region) -> Value:
     """Whether the word at ``place`` is the last of a tile, or the last before its pad."""
-    ends = [base + s * region.tile - 1 for s in range(1, region.slots + 1)]
+    ends = [s * region.tile - 1 for s in range(1, region.slots + 1)]
     return Cat(place == e for e in ends).any() | (skip & Cat(place == e - 1 for e in ends).any() if region.pad else Const(0))
 
 
-def next_place(place: Value, skip: Value, region: Region, base: int = 0) -> Value:
+def next_place(place: Value, skip: Value, region: Region) -> Value:
     """The word behind ``place``, round and round."""
-    last = base + region.words - 1
+    last = region.words - 1
     over = (place == last) | (skip & (place == last - 1)) if region.pad else place == last
-    return Mux(over, base, place + 1 + skip)
+    return Mux(over, 0, place + 1 + skip)
 
 
 def as_bytes(payload: Any, lanes: Lanes) -> Value:
@@ -93,22 +106,21 @@ class Pool(wiring.Component):
     """What both pools share: the counts of each stream's tiles."""
 
     regions: list[Region]
+    depth: int
 
     def counters(self, name: str) -> list[Signal]:
         """A register a stream for 0..slots."""
         return [Signal(range(r.slots + 1), name=f"{name}{k}") for k, r in enumerate(self.regions)]
 
-    def slots(self, m: Module, name: str, advances: Sequence[Value]) -> Value:
+    def slots(self, m: Module, name: str, advances: Sequence[Value]) -> list[Value]:
         """First word of the slot that each stream's ``advances`` moves on from, round and round."""
-        firsts: list[Any] = []
+        firsts: list[Value] = []
         for k, (region, advance) in enumerate(zip(self.regions, advances, strict=True)):
-            if region.slots == 1:
-                firsts.append(region.base)
-                continue
-            slot = Signal(range(region.base, region.base + region.words), init=region.base, name=f"{name}{k}")
+            slot = Signal(range(region.slots), name=f"{name}{k}")
             with m.If(advance):
-                m.d.sync += slot.eq(Mux(slot == region.base + region.words - region.tile, region.base, slot + region.tile))
-            firsts.append(slot)
+                m.d.sync += slot.eq(successor(slot, region.slots))
+            words = [region.base + n * region.tile for n in range(region.slots)]
+            firsts.append(select(slot, [Const(word, range(self.depth)) for word in words]))
         return firsts
 
 
@@ -143,7 +155,7 @@ class InPool(Pool):
         at = Signal(range(self.depth), reset_less=True)
         m.d.comb += [write.data.eq(word), write.en.eq(storing), write.addr.eq(at)]
         used, waiting = self.counters("used"), self.counters("waiting")
-        stores, releases = [], []
+        stores, releases, words, places = [], [], [], []
         for k, region in enumerate(self.regions):
             port = getattr(self, f"i{k}")
             store, whole, late = (Signal(name=f"{name}{k}") for name in ("store", "whole", "late"))
@@ -154,17 +166,18 @@ class InPool(Pool):
             skip = ends_pixel(m, f"beat{k}", region, store)
             m.d.comb += whole.eq(store & ends_tile(place, skip, region))
             with m.If(store):
-                m.d.sync += [word.eq(as_bytes(port.payload, region.lanes)), at.eq(region.base + place)]
                 m.d.sync += place.eq(next_place(place, skip, region))
             # A tile is offered when its last word is in the memory.
             m.d.sync += [late.eq(whole), used[k].eq(used[k] + whole - released), waiting[k].eq(waiting[k] + late - claimed)]
             m.d.comb += self.full[k].eq(waiting[k] != 0)
             stores.append(store)
             releases.append(released)
-        m.d.sync += storing.eq(Cat(stores).any())
+            words.append(as_bytes(port.payload, region.lanes))
+            places.append(region.address(place))
+        m.d.sync += [storing.eq(Cat(stores).any()), word.eq(select(turn, words)), at.eq(select(turn, places))]
         with m.If(~Cat(stores).any()):
             m.d.sync += turn.eq(successor(turn, n))
-        m.d.comb += self.first.eq(choose(m, "oldest", self.released, self.slots(m, "slot", releases)))
+        m.d.comb += self.first.eq(select(self.released, self.slots(m, "slot", releases)))
         return m
 
 
@@ -206,14 +219,14 @@ class OutPool(Pool):
         for k, region in enumerate(self.regions):
             port = getattr(self, f"o{k}")
             reserved, finished = self.reserve & (self.reserved == k), self.finish & (self.finished == k)
-            place = Signal(range(region.base, region.base + region.words), init=region.base, name=f"place{k}")
+            place = Signal(range(region.words), name=f"place{k}")
             fetch, coming, empty = (Signal(name=f"{name}{k}") for name in ("fetch", "coming", "empty"))
             m.d.comb += fetch.eq((turn == k) & (full[k] != 0) & ~coming & ~port.valid)
             skip = ends_pixel(m, f"at{k}", region, fetch)
-            m.d.comb += empty.eq(fetch & ends_tile(place, skip, region, region.base))
+            m.d.comb += empty.eq(fetch & ends_tile(place, skip, region))
             m.d.sync += [coming.eq(fetch), kept[k].eq(kept[k] + reserved - empty), full[k].eq(full[k] + finished - empty)]
             with m.If(fetch):
-                m.d.sync += place.eq(next_place(place, skip, region, region.base))
+                m.d.sync += place.eq(next_place(place, skip, region))
             beat = Signal(region.lanes.width, name=f"beat{k}", reset_less=True)
             with m.If(coming):
                 flip = 128 * (region.lanes.signed and k in self.moved)
@@ -221,8 +234,8 @@ class OutPool(Pool):
             with m.Elif(port.ready):
                 m.d.sync += port.valid.eq(0)
             m.d.comb += [port.payload.as_value().eq(beat), self.room[k].eq(kept[k] != region.slots)]
-            places.append(place)
+            places.append(region.address(place))
             begins.append(self.begin & (self.filling == k))
-        m.d.comb += read.addr.eq(choose(m, "place", turn, places))
-        m.d.comb += self.first.eq(choose(m, "slot", self.filling, self.slots(m, "tail", begins)))
+        m.d.comb += read.addr.eq(select(turn, places))
+        m.d.comb += self.first.eq(select(self.filling, self.slots(m, "tail", begins)))
         return m

@@ -61,7 +61,8 @@ class Spool(wiring.Component):
     blocks on each side, whatever its tiles are.
 
     A job is offered only if a tile has landed and its results have room in both rings and in the queue behind, so nobody ever waits for
-    room with a job in its hands. Throughput: a word a cycle each way, less 6 cycles a block.
+    room with a job in its hands. A layer that lacks only room in the rings keeps its turn until the jobs before it make some, which they
+    do by themselves; so large tiles do not starve. Throughput: a word a cycle each way, less 6 cycles a block.
 
     Parameters: ``plain``: streams that only wait; ``fronts``, ``backs``: of each layer; ``base``: byte of the region where queues begin.
     ValueError if tiles are no whole blocks, or larger than the rings.
@@ -190,9 +191,11 @@ class Spool(wiring.Component):
                 m.d.comb += self.offer.eq(whole & space & room & self.reader.job.ready)
                 with m.If(self.claim):
                     m.d.comb += [operands.take.eq(1), results.take.eq(1)]
-                with m.If(self.claim | ~(whole & space & room)):
+                with m.If(self.claim | ~(whole & space)):
                     m.d.sync += turn.eq(successor(turn, n))
                     m.next = "FETCH"
+                with m.Elif(~room):  # waits its turn out, or smaller tiles would always be in the way of a large one
+                    m.next = "SUM"
         for memory, port, size in zip(own, (claimed, promised), ("take", "give"), strict=True):
             write = memory.write_port()
             m.d.comb += [write.addr.eq(turn), write.data.eq(port.data + known[size]), write.en.eq(self.claim)]

@@ -1,8 +1,10 @@
 """The shared engine (hw/engine.py) as a structure: core, pools in front and behind, slabs of weights, requantizers."""
 from __future__ import annotations
 
+from hw.lib.finisher import PARAMETERS
+from hw.lib.slab import PARAMETER_SLOTS
 from hw.lib.spool import BLOCK, STAGED
-from sw.engine import EnginePlan, members
+from sw.engine import EnginePlan, members, row_bits, weights_of
 from sw.estimate.area import Structure, ram
 from sw.estimate.parts import register
 from sw.estimate.units import accumulators, dot
@@ -33,10 +35,19 @@ def engine(graph: Graph, plan: EnginePlan) -> Structure:
     count = len(layers) + len(plan.queues)
     if plan.store == "memory":
         front = behind = count * STAGED * BLOCK * plan.simd // plan.stream
-    pools = ram(8 * plan.stream, front) + ram(8 * plan.stream, behind) + ram(products * 4, 2 * rows)
+    row = row_bits(plan.pe, plan.simd, weights_of(convs), plan.multiplier)
+    pools = ram(8 * plan.stream, front) + ram(8 * plan.stream, behind) + slabs(plan, row, rows)
     streams = Structure(count * (40 + 3 * plan.stream), count * (40 + 8 * plan.stream))
     whole = core + sums + pools + streams + Structure(400 + 260 * plan.lanes, 500, plan.lanes)
     return whole + spool(plan, count + len(layers)) if plan.store == "memory" else whole
+
+
+def slabs(plan: EnginePlan, row: int, rows: int) -> Structure:
+    """hw.lib.slab.SlabLoader: a memory for every word of the bus that a row of weights of ``row`` bits takes; the parameters."""
+    total = ram(plan.data_bits, PARAMETER_SLOTS << (max(-(-plan.pe * PARAMETERS // plan.data_bits) - 1, 1)).bit_length())
+    for first in range(0, row, plan.data_bits):
+        total += ram(min(plan.data_bits, row - first), 2 * rows)
+    return total
 
 
 def spool(plan: EnginePlan, queues: int) -> Structure:

@@ -254,8 +254,10 @@ def upsample(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     depth = ring_beats(x.width * groups)
     count = (x.height * x.width * groups + depth).bit_length() + 2
     nest = walk([x.height, op.factor, x.width, op.factor, groups])
-    accounts = Structure(2 * count, 2 * count)
-    return ram(word, depth) + nest + accounts + ring_address(depth, 1.0) + register(word) + queue(word, 2) + Structure(HANDSHAKE, 3)
+    whole = depth & depth - 1 == 0  # addresses go round by themselves
+    accounts = Structure((1.5 if whole else 2) * count, 2 * count)
+    ring = ring_address(depth, 0.0 if whole else 1.0)
+    return ram(word, depth) + nest + accounts + ring + register(word) + queue(word, 2) + Structure(HANDSHAKE, 3)
 
 
 def split(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:

@@ -147,11 +147,42 @@ def _timing(design: Design, unit: str, layer: str, arrivals: Sequence[Times]) ->
     if isinstance(made, EngineUnit):
         return _engine_timing(made, layer, arrivals[0])
     if isinstance(made, Fork):
-        return Timing(reads=(arrivals[0],), writes=(arrivals[0],) * made.outputs)
+        times = _in_step(design, unit, arrivals[0])
+        return Timing(reads=(times,), writes=(times,) * made.outputs)
     if isinstance(made, Regroup):
         return timing.regroup(arrivals[0], made.channels, made.i_lanes.lanes, made.o_lanes.lanes)
     pace = max(1.0, PACE * max(u.frame_cycles for u in design.units.values()) / made.frame_cycles)
     return _node_timing(design, design.nodes[unit], arrivals, pace)
+
+
+def _in_step(design: Design, fork: str, arrivals: Times) -> Times:
+    """When a fork's beats go on: those of the engine's pool wait there for the slowest branch, pixel by pixel, since its branches have no
+    queues of their own (:func:`_pooled`). Branches that join others wait for them instead and do not count."""
+    if not any(_pooled(design, k) for k in design.links if k.target.unit == fork):
+        return arrivals
+    taken = [_taken(design, k, arrivals) for k in design.links if k.source.unit == fork]
+    pixels = [reads.reshape(len(reads) // beats, beats)[:, -1] for reads, beats in filter(None, taken)]
+    if not pixels:
+        return arrivals
+    each = len(arrivals) // len(pixels[0])
+    times: Times = np.maximum(arrivals, np.repeat(np.maximum.reduce(pixels), each))
+    return times
+
+
+def _taken(design: Design, branch: Link, arrivals: Times) -> tuple[Times, int] | None:
+    """When the unit at the end of a branch takes its beats, and how many a pixel has; None if it has other inputs, or is the engine."""
+    unit = branch.target.unit
+    made = design.units[unit]
+    if isinstance(made, Regroup):
+        times = timing.regroup(arrivals, made.channels, made.i_lanes.lanes, made.o_lanes.lanes).writes[0]
+        (after,) = (k for k in design.links if k.source.unit == unit)
+        return _taken(design, after, times)
+    ports = [k for k in design.links if k.target.unit == unit]
+    if len(ports) != 1 or unit not in design.nodes:
+        return None
+    x = design.graph.types(design.nodes[unit].inputs)[0]
+    (reads,) = _timing(design, unit, "", [arrivals]).reads
+    return reads, len(reads) // (FRAMES * x.pixels)
 
 
 def _engine_timing(engine: EngineUnit, layer: str, arrivals: Times) -> Timing:

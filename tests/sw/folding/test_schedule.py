@@ -8,12 +8,14 @@ import pytest
 from hw.units.decode import PEAK
 from sim.accelerator import VerilatorAccelerator
 from sw import compiler
+from sw.engine import EnginePlan, Place, requant_of
 from sw.errors import DeviceError
 from sw.folding import timing
 from sw.folding.fold import choose
 from sw.folding.schedule import simulate, size_fifos
-from sw.lower import Design, lower
-from sw.testing import micro_network, nano_network
+from sw.lower import Design, identifier, lower
+from sw.ops import Deform
+from sw.testing import QonnxWriter, micro_network, nano_network
 
 
 def test_serve_is_a_queue() -> None:
@@ -85,3 +87,20 @@ def test_a_decoder_keeps_sizes_until_the_window_of_their_pixel_is_whole() -> Non
     ]
     late = timing.decode((beat, pixel + 1000, pixel), 2, (6, 8, 2), PEAK, 5)  # sizes that come late hold the heat back
     assert (late.reads[1] >= pixel + 1000).all() and late.reads[0][-1] >= 1000
+
+
+def test_a_fork_behind_the_engine_keeps_its_branches_in_step(tmp_path: Path) -> None:
+    """A tile, here a frame, leaves at once, but a deformable layer's features come no faster than the branch of its offsets takes them, since both hang
+    on one fork: all offsets of the rows that it waits for need room (config d locked with a tile less)."""
+    w = QonnxWriter(16, 16, seed=3)
+    x = w.conv(w.conv(w.image, "stem", 8, kernel=3, bits=8), "wide", 64)
+    graph = compiler.load_graph(w.save(tmp_path / "m.onnx", [w.deform(x, w.offsets(x, "offset"), "deform")]))
+    layer = next(n for n in graph.nodes if requant_of(graph, n) is not None)
+    places = {layer.name: Place(tile=256, in_blocks=64, out_blocks=512)}
+    plan = EnginePlan(pe=4, simd=8, data_bits=64, places=places, store="memory", operands=256, results=2048)
+    design = lower(graph, choose(graph, 20_000, engine=plan), plan)
+    deform = next(n for n in graph.nodes if isinstance(n.op, Deform))
+    (depth,) = (k.depth for k in size_fifos(design) if k.target.unit == identifier(deform.name) and k.target.port == "offset_i")
+    assert isinstance(deform.op, Deform)
+    rows = deform.op.ring(graph.types(deform.inputs)[0]).last_read(0) + 1
+    assert depth >= 16 * rows - 1
