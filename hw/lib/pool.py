@@ -15,12 +15,12 @@ from hw.params import Lanes
 from hw.units.base import signature
 
 
-def choose(m: Module, name: str, index: Value, values: Sequence[Any]) -> Value:
-    """``values[index]``, of integers or signals."""
-    if all(isinstance(v, int) for v in values) and len(set(values)) == 1:
-        return Const(values[0], max(values[0].bit_length(), 1))
-    bits = max(len(v) if isinstance(v, Value) else v.bit_length() for v in values)
-    chosen = Signal(max(bits, 1), name=name)
+def choose(m: Module, name: str, index: Value, values: Sequence[int]) -> Value:
+    """``values[index]`` of constants; of signals: :func:`select`."""
+    bits = max(max(values).bit_length(), 1)
+    if len(set(values)) == 1:
+        return Const(values[0], bits)
+    chosen = Signal(bits, name=name)
     with m.Switch(index):
         for k, value in enumerate(values):
             with m.Case(k):
@@ -29,7 +29,7 @@ def choose(m: Module, name: str, index: Value, values: Sequence[Any]) -> Value:
 
 
 def select(index: Value, values: Sequence[Value]) -> Value:
-    """``values[index]`` by a tree of multiplexers: of wide words a third of what a switch takes."""
+    """``values[index]`` by a tree of multiplexers; a chain of conditions takes a LUT a bit for each value."""
     for bit in index:
         values = [Mux(bit, values[k + 1], values[k]) if k + 1 < len(values) else values[k] for k in range(0, len(values), 2)]
     return values[0]

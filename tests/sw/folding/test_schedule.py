@@ -90,8 +90,10 @@ def test_a_decoder_keeps_sizes_until_the_window_of_their_pixel_is_whole() -> Non
 
 
 def test_a_fork_behind_the_engine_keeps_its_branches_in_step(tmp_path: Path) -> None:
-    """A tile, here a frame, leaves at once, but a deformable layer's features come no faster than the branch of its offsets takes them, since both hang
-    on one fork: all offsets of the rows that it waits for need room (config d locked with a tile less)."""
+    """A tile, here a frame, leaves at once, but a deformable layer's features come no faster than its offsets' branch takes them.
+
+    Both hang on one fork, so all offsets of the rows that the layer waits for need room (config d locked with a tile less).
+    """
     w = QonnxWriter(16, 16, seed=3)
     x = w.conv(w.conv(w.image, "stem", 8, kernel=3, bits=8), "wide", 64)
     graph = compiler.load_graph(w.save(tmp_path / "m.onnx", [w.deform(x, w.offsets(x, "offset"), "deform")]))
