@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from sw.synth import netlist
 from sw.synth.measure import TOP, Family
 from sw.synth.tools import versions, yosys
 
-#: Yosys' models of each family's cells; the multiplier slices, which it has no models of, are ours.
+#: Yosys' models of each family's cells; of multiplier slices and ECP5's block RAM it has none: those are ours.
 CELLS: dict[Family, str] = {"xcup": "xilinx/cells_sim.v", "ecp5": "ecp5/cells_sim.v"}
-SLICES = Path(__file__).parent / "verilator" / "dsp.v"
+MODELS = tuple(Path(__file__).parent / "verilator" / name for name in ("dsp.v", "ram.v"))
 
 
 class NetlistUnit(wiring.Component):  # type: ignore[misc]
@@ -46,13 +47,14 @@ def behaviour(text: str, family: Family) -> str:
         raise WarploomError("the package pyosys is not installed; run `make setup`")
     cells = Path(spec.origin).parent / "share" / CELLS[family]
     script = (
-        f"read_verilog -nooverwrite {cells}", "read_verilog -overwrite dsp.v", "read_verilog netlist.v",
+        f"read_verilog -nooverwrite {cells}", *(f"read_verilog -overwrite {p.name}" for p in MODELS), "read_verilog netlist.v",
         f"hierarchy -top {TOP}", "proc", "flatten", f"hierarchy -check -top {TOP}", "opt_clean", f"write_verilog -noattr {TOP}.v",
     )  # fmt: skip
 
     def build(folder: Path) -> None:
         (folder / "netlist.v").write_text(text)
-        (folder / "dsp.v").write_bytes(SLICES.read_bytes())
+        for path in MODELS:
+            shutil.copyfile(path, folder / path.name)
         yosys(script, folder)
 
-    return (cached_build(["behaviour", versions(), *script[1:], SLICES.read_bytes(), text], build) / f"{TOP}.v").read_text()
+    return (cached_build(["behaviour", versions(), *script[1:], *(p.read_bytes() for p in MODELS), text], build) / f"{TOP}.v").read_text()

@@ -15,7 +15,7 @@ from typing import Any
 
 import cocotb_tools.config
 import numpy as np
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from cocotb_tools.runner import get_runner
 
@@ -95,6 +95,8 @@ class Bench(wiring.Component):  # type: ignore[misc]
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
+        alive = Signal()  # units without a clock alone would leave the bench none
+        m.d.sync += alive.eq(~alive)
         for k, unit in enumerate(self.units):
             m.submodules[f"c{k}"] = unit
         inputs, outputs = ([(f"c{k}_{name}", getattr(self.units[k], name)) for k, name in side] for side in self.streams)

@@ -86,13 +86,16 @@ class Fifo(Unit):
             m.d.sync += [spare.eq(self.i.payload.as_value()), full.eq(self.i.valid)]
 
     def shift(self, m: Module) -> None:
-        """Beats move on when one comes in; the oldest is picked by how many there are."""
-        level = Signal(range(self.depth + 1))
+        """Beats move on when one comes in; a register tells where the oldest is, so that only a multiplexer stands before the output."""
+        valid, oldest = Signal(), Signal(range(self.depth))
         beats = [Signal(self.lanes.width, name=f"beat_{k}", reset_less=True) for k in range(self.depth)]
-        m.d.comb += [self.i.ready.eq(level != self.depth), self.o.valid.eq(level != 0)]
-        m.d.comb += self.o.payload.as_value().eq(Array(beats)[Mux(level == 0, 0, level - 1)])
+        m.d.comb += [self.i.ready.eq(oldest != self.depth - 1), self.o.valid.eq(valid)]
+        m.d.comb += self.o.payload.as_value().eq(Array(beats)[oldest])
         put, get = self.i.valid & self.i.ready, self.o.valid & self.o.ready
-        m.d.sync += level.eq(level + put - get)
+        with m.If(put & ~get):
+            m.d.sync += [valid.eq(1), oldest.eq(oldest + valid)]
+        with m.Elif(get & ~put):
+            m.d.sync += [valid.eq(oldest != 0), oldest.eq(Mux(oldest == 0, 0, oldest - 1))]
         with m.If(put):
             m.d.sync += beats[0].eq(self.i.payload.as_value())
             m.d.sync += [beats[k].eq(beats[k - 1]) for k in range(1, self.depth)]

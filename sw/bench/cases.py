@@ -14,6 +14,7 @@ import numpy as np
 from hw.lib.core import StreamedMatVec
 from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
+from hw.lib.join import Join
 from hw.lib.regroup import Regroup
 from hw.params import Lanes, Multiplier, Range, Window
 from sw.builders import BUILDERS
@@ -99,7 +100,8 @@ def deform(pattern: str, size: int, channels: int, count: int, frac_bits: int) -
 
     feed = partial(deform_frames, pattern, size, channels, 1, low, high)
 
-    return joined(name, types, op, count, count, plain=f"depthwise/deform_{size}x{size}x{channels}_{count}", feed=feed)
+    plain = f"depthwise/deform_{size}x{size}x{channels}_{count}"
+    return joined(name, types, op, count, count, "primitives", plain=plain, feed=feed)
 
 
 def _matrices() -> Iterable[UnitCase]:
@@ -154,6 +156,8 @@ def _rest() -> Iterable[UnitCase]:
     beats = x.pixels * i.beats(x.channels)
     yield from (moved(f"fifo/{depth}", partial(Fifo, i, depth), Copies(), x, beats) for depth in (1, 2, 32, 512))
     yield moved("fork", partial(Fork, i, 2), Copies(2), x, beats)
+    beat = kind(16, 16, 8)
+    yield UnitCase(name="join", make=partial(Join, i, 2), model=Concat(), types=(beat, beat), interval=beat.pixels)
     yield from (moved(f"regroup/8to{o}", partial(Regroup, channels=32, i=i, o_lanes=o, pixels=256), Copies(), x) for o in (3, 4, 32))
 
 

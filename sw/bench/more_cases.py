@@ -51,7 +51,8 @@ def free(pattern: str, size: int, channels: int, count: int, frac_bits: int) -> 
 
     feed = partial(deform_frames, pattern, size, channels, op.offsets, low, high)
 
-    return joined(name, types, op, count, count, plain=f"depthwise/deform_{size}x{size}x{channels}_{count}", feed=feed)
+    plain = f"depthwise/deform_{size}x{size}x{channels}_{count}"
+    return joined(name, types, op, count, count, "primitives", plain=plain, feed=feed)
 
 
 class _Held:
@@ -105,7 +106,7 @@ def upsampled(before: bool, size: int, channels: int, count: int, frac_bits: int
         upsample=1 if before else 2,
     )  # fmt: skip
     types = kind(small, small, channels), kind(size, size, 1, 4 + frac_bits, True)
-    return joined(name, types, op, count, count)
+    return joined(name, types, op, count, count, variant="primitives")
 
 
 def more_cases() -> Iterable[UnitCase]:

@@ -59,7 +59,7 @@ def _record(name: str, device: Device, folder: Path, step: Step) -> dict[str, An
 
 
 def _searched(name: str, graph: Graph, device: Device, step: Step) -> dict[str, Any]:
-    """The fastest that fits: the search fills a part to 85 %, and the design that comes of it must not exceed it."""
+    """The fastest that fits: the search leaves some of a part free (its ``fill``), and the design that comes of it must not exceed it."""
     facts = {"preset": name, "device": device.name, "multiplications": graph.multiplications()}
     try:
         design, choice = compiler.searched(graph, device, None, None, None, None, step)

@@ -128,14 +128,17 @@ def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str =
     )  # fmt: skip
 
 
-def joined(name: str, types: tuple[TensorType, ...], op: Op, i: int, o: int, **more: Any) -> UnitCase:
+def joined(name: str, types: tuple[TensorType, ...], op: Op, i: int, o: int, variant: str = "inferred", **more: Any) -> UnitCase:
     """One operator with several inputs."""
     (out,) = op.infer(*types)
-    fold = Fold(lanes_in=i, lanes_out=o)
+
+    def make(family: int = 0) -> Any:
+        fold = Fold(lanes_in=i, lanes_out=o, multiplier=VARIANTS[variant][family])
+        return BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o), fold)
+
     case = UnitCase(
-        name=name, make=lambda: BUILDERS[type(op)](op, types, lanes(types[0], i), lanes(out, o), fold), model=op, types=types,
-        multiplications=op.multiplications(*types), **more,
-    )  # fmt: skip
+        name=name, make=make, make_ecp5=partial(make, 1), model=op, types=types, multiplications=op.multiplications(*types), **more
+    )
     object.__setattr__(case, "multipliers", case.make().multipliers if case.multiplications else 0)
     return case
 

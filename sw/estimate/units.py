@@ -237,7 +237,7 @@ def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
 def pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     """hw.units.max_pool.MaxPoolUnit and average_pool.AveragePoolUnit."""
     x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
-    lane = register(out.bits, 2) + register(out.bits)
+    lane = register(out.bits, 1.5)  # what the results grow in
     lines = window(x, op.window, lanes * x.bits, groups, fold.tight)
     return lines + lane.times(lanes) + walk([op.window.taps, groups]) + Structure(HANDSHAKE)
 

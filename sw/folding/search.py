@@ -31,8 +31,6 @@ from sw.targets import Device
 
 Shares = npt.NDArray[np.float64]
 RESOURCES = ("LUTs", "flip-flops", "multipliers", "block RAM")
-#: Share of a device that the search fills: FIFOs and routing take the rest.
-FILL = 0.85
 #: Rounds of prices at an interval, and how strongly prices follow the shares.
 ROUNDS, STRENGTH = 16, 6.0
 NOTHING = Area()
@@ -219,17 +217,19 @@ def search(
     beside everything on chip (sw/folding/share.py); ``engine`` pins a plan instead. ``around``: area that queues, gearboxes
     and forks will take.
 
-    CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate).
+    CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate), so the fastest leaves some of the
+    device free (``fill``); what a target takes is for the caller to judge.
     """
-    base = Search(graph, device, multiplier or device.multiplier, pins or {}, engine, around=around)
+    room = device if target is not None else device.filled
+    base = Search(graph, room, multiplier or device.multiplier, pins or {}, engine, around=around)
     if target is not None:
         found = _best(base, target, free=engine is None)
         if found.folds is None:
             raise CompileError(f"no folding takes at most {target} cycles a frame; the network needs {floor_cycles(graph, base.shared)}")
-        return _choice(found.state, found.folds, 0)
+        return _choice(found.state, found.folds, 0, device)
     low, high = max(floor_cycles(graph, base.shared), base.engine_cycles), max(_slowest(graph), base.engine_cycles)
     best = _best(base, high, free=engine is None)
-    if best.folds is None or best.share > FILL:
+    if best.folds is None or best.share > 1:
         raise CompileError(f"{device.name} is too small even at {high} cycles a frame: {_short(best, device)}")
     high = max(_times(best.state, best.folds).values())
     too_short = 0
@@ -237,13 +237,13 @@ def search(
         middle = round(math.sqrt(low * high))
         step(f"folding: {middle:,} cycles a frame?")
         found = _best(base, middle, free=engine is None)
-        if found.folds is not None and found.share <= FILL:
+        if found.folds is not None and found.share <= 1:
             best, high = found, middle
         else:
             low = middle
-            too_short = max(too_short, middle if found.bound > FILL else 0)
+            too_short = max(too_short, middle if found.bound > 1 else 0)
     assert best.folds is not None
-    return _choice(best.state, best.folds, too_short)
+    return _choice(best.state, best.folds, too_short, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,9 +287,9 @@ def _short(found: Found, device: Device) -> str:
     """What there is too little of."""
     if found.folds is None:
         return "everything"
-    shares = dict(zip(RESOURCES, shares_of(found.state.total(found.folds), device).tolist(), strict=True))
-    worst = max(shares, key=lambda k: shares[k])
-    return f"{worst} at {shares[worst]:.0%}, the most is {FILL:.0%}"
+    area = found.state.total(found.folds)
+    worst = int(shares_of(area, device.filled).argmax())
+    return f"{RESOURCES[worst]} at {shares_of(area, device)[worst]:.0%}, the most is {device.fill[worst]:.0%}"
 
 
 def _slowest(graph: Graph) -> int:
@@ -304,12 +304,13 @@ def _times(state: Search, folds: Mapping[str, Fold]) -> dict[str, int]:
     return times | ({ENGINE: state.engine_cycles} if state.shared else {})
 
 
-def _choice(state: Search, folds: dict[str, Fold], too_short: int) -> Choice:
+def _choice(state: Search, folds: dict[str, Fold], too_short: int, device: Device) -> Choice:
     times = _times(state, folds)
     area = state.total(folds)
-    shares = dict(zip(RESOURCES, shares_of(area, state.device).tolist(), strict=True))
-    scarce, slowest = max(shares, key=lambda k: shares[k]), max(times, key=lambda k: times[k])
-    limit = f"{scarce} at {shares[scarce]:.0%} of {state.device.name}; the slowest unit is {slowest} with {times[slowest]:,} cycles"
+    shares = dict(zip(RESOURCES, shares_of(area, device).tolist(), strict=True))
+    scarce = RESOURCES[int(shares_of(area, state.device).argmax())]
+    slowest = max(times, key=lambda k: times[k])
+    limit = f"{scarce} at {shares[scarce]:.0%} of {device.name}; the slowest unit is {slowest} with {times[slowest]:,} cycles"
     return Choice(
         folds=folds, interval=max(times.values()), area=area, shares=shares, too_short=too_short, limit=limit,
         engine=state.engine,

@@ -13,6 +13,7 @@ from hw.shell import Shell
 from hw.verilog import convert
 from sw.cache import cached_build
 from sw.estimate import Area
+from sw.synth import outreg
 from sw.synth.cells import area_of
 from sw.synth.levels import LongestPath, longest_path
 from sw.synth.tools import ToolError, ecppack, nextpnr, versions, yosys
@@ -22,7 +23,7 @@ Family = Literal["xcup", "ecp5"]
 TOP = "unit"
 SYNTH: dict[Family, str] = {
     "xcup": f"synth_xilinx -family xcup -noiopad -flatten -top {TOP}",
-    "ecp5": f"synth_ecp5 -top {TOP}",
+    "ecp5": f"synth_ecp5 -no-rw-check -top {TOP}",
 }
 #: ABC9 asserts on the nets of some of Amaranth's Verilog (Yosys issue 4349); nets split bit by bit do not trip it.
 #: Tables in LUTs (hw/lib/store.py) are mapped apart from the rest: mapped together, ABC trades their area for depth.
@@ -73,16 +74,31 @@ def readable(text: str) -> str:
 def netlist_folder(text: str, family: Family) -> Path:
     """Folder with ``netlist.json.gz`` and ``netlist.v`` of a synthesized Verilog text."""
     script = (f"read_verilog {TOP}.v", *SCRIPTS[family], f"select {TOP}", "write_json -selected netlist.json")
+    key = ["synth", versions(), *script, text]
+    if family == "ecp5":
+        key.append(Path(outreg.__file__).read_text())
 
     def build(folder: Path) -> None:
         (folder / f"{TOP}.v").write_text(text)
         yosys([*script, "write_verilog -noattr -selected netlist.v"], folder)
+        if family == "ecp5":
+            _registered(folder)
         raw = (folder / "netlist.json").read_bytes()
         (folder / "netlist.json.gz").write_bytes(gzip.compress(raw, 5, mtime=0))
         (folder / "netlist.json").unlink()
         (folder / "log.txt").unlink()
 
-    return cached_build(["synth", versions(), *script, text], build)
+    return cached_build(key, build)
+
+
+def _registered(folder: Path) -> None:
+    """netlist.json and netlist.v with registers in block RAM, if any can be moved there."""
+    whole = json.loads((folder / "netlist.json").read_text())
+    module = outreg.absorbed(whole["modules"][TOP])
+    if module != whole["modules"][TOP]:
+        whole["modules"][TOP] = module
+        (folder / "netlist.json").write_text(json.dumps(whole))
+        yosys(["read_json netlist.json", "write_verilog -noattr netlist.v"], folder)
 
 
 def module_of(folder: Path) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 """What Yosys makes of the arithmetic units computes golden's integers, on both families."""
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hw.params import Window
+from hw.lib.fifo import Fifo
+from hw.params import Lanes, Window
 from sim.netlist import NetlistUnit, behaviour
 from sim.run import Case, run_cases
-from sw.bench.unit_case import UnitCase, chain, conv, depthwise, joined, kind, requant, weights
+from sw.bench.unit_case import Copies, UnitCase, chain, conv, depthwise, joined, kind, moved, requant, weights
 from sw.ops import Deform
+from sw.synth import netlist
 from sw.synth.measure import Family
 from sw.synth.tools import ToolError
 
@@ -51,6 +54,22 @@ def test_netlists_equal_golden(variant: str, family: Family, tmp_path: Path) -> 
         Case(name=f"{case.name} {family}", unit=NetlistUnit(made(case, family), family, f"netlist{k}"), op=case.model, inputs=case.frames())
         for k, case in enumerate(arithmetic(variant))
     ]
+    run_cases(cases, tmp_path / "bench", runs=((False, False), (True, True)))
+
+
+@pytest.mark.rtl
+def test_block_ram_with_registers_moved_into_it_equals_golden(tmp_path: Path) -> None:
+    """On ECP5: rings of 16 bits and of 8 bits, and a queue that has no register to be moved."""
+    i = Lanes(lanes=2, bits=8, signed=False)
+    made = [
+        chain("window", kind(3, 200, 6), (depthwise("w", 6, SMALL), 2, 2)),
+        chain("lines", kind(3, 700, 2), (depthwise("l", 2, SMALL), 1, 1)),
+        moved("queue", partial(Fifo, i, 600, "block"), Copies(), kind(1, 700, 2), 700),
+    ]
+    units = [NetlistUnit(case.make(), "ecp5", f"block{k}") for k, case in enumerate(made)]
+    texts = [netlist(case.make(), "ecp5") for case in made]
+    assert [("OUTREG" in text, "DP16KD" in text) for text in texts] == [(True, True), (True, True), (False, True)]
+    cases = [Case(name=c.name, unit=u, op=c.model, inputs=c.frames(), interval=c.interval) for c, u in zip(made, units, strict=True)]
     run_cases(cases, tmp_path / "bench", runs=((False, False), (True, True)))
 
 
