@@ -16,6 +16,7 @@ from hw.params import Lanes, Multiplier, Range
 from sw.errors import CompileError
 from sw.graph import Graph, Node
 from sw.ops import Conv, Requant, TensorType
+from sw.ops.base import weight_range
 from sw.ops.conv import POINT
 
 #: Name of the engine's unit in a design.
@@ -137,8 +138,8 @@ def build(graph: Graph, plan: EnginePlan, plain: Sequence[Waiting] = ()) -> Engi
 
 def weights_of(nodes: Iterable[Node]) -> Range:
     """The range of all weights of convolutions, 0 and 1 included: that of the core which they share."""
-    ends = [(int(n.op.weights.min()), int(n.op.weights.max())) for n in nodes if isinstance(n.op, Conv)]
-    return Range(low=min(0, *(low for low, _ in ends)), high=max(1, *(high for _, high in ends)))
+    ranges = [weight_range(n.op) for n in nodes if isinstance(n.op, Conv)]
+    return Range(low=min((r.low for r in ranges), default=0), high=max((r.high for r in ranges), default=1))
 
 
 def multipliers(plan: EnginePlan, weight: Range) -> int:

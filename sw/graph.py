@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
@@ -67,20 +68,35 @@ class Graph:
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def _named(self) -> dict[str, Node]:
+        return {n.name: n for n in reversed(self.nodes)}
+
+    @cached_property
+    def _producers(self) -> dict[str, Node]:
+        return {t: n for n in reversed(self.nodes) for t in n.outputs}
+
+    @cached_property
+    def _consumers(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for tensor in dict.fromkeys(node.inputs):
+                found.setdefault(tensor, []).append(node)
+        return found
+
     def node(self, name: str) -> Node:
         """The node of that name."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(f"no node named {name!r}")
+        if name not in self._named:
+            raise KeyError(f"no node named {name!r}")
+        return self._named[name]
 
     def producer(self, tensor: str) -> Node | None:
         """The node that writes ``tensor``, or None for an input."""
-        return next((n for n in self.nodes if tensor in n.outputs), None)
+        return self._producers.get(tensor)
 
     def consumers(self, tensor: str) -> list[Node]:
         """The nodes that read ``tensor``."""
-        return [n for n in self.nodes if tensor in n.inputs]
+        return list(self._consumers.get(tensor, ()))
 
     def types(self, names: Iterable[str]) -> list[TensorType]:
         """Types of the named tensors."""

@@ -27,7 +27,7 @@ from sw.estimate.parts import (
     walk,
     window,
 )
-from sw.folding.fold import Fold, beats, weight_range
+from sw.folding.fold import Fold, beats
 from sw.ops import (
     Add,
     AveragePool,
@@ -48,6 +48,7 @@ from sw.ops import (
     TensorType,
     Upsample,
 )
+from sw.ops.base import weight_range
 
 Types = list[TensorType]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd
 from pathlib import Path
-from typing import Any
 
 from hw.lib.packing import PACKERS, packing_of
 from hw.lib.taps import taps_cycles
@@ -18,6 +17,7 @@ from sw.errors import CompileError
 from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Op, Requant, Split, TensorType
+from sw.ops.base import weight_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +193,6 @@ def tighter(node: Node, folds: list[Fold]) -> list[Fold]:
         return []
     kinds: tuple[RomKind, ...] = ("auto", "lut") if isinstance(node.op, Depthwise) else ("auto",)
     return [replace(f, tight=tight, memory=kind) for f in folds if f.taps == 1 for tight in (True, False) for kind in kinds]
-
-
-@cache
-def weight_range(op: Any) -> Range:
-    """The range that an operator's weights span, 0 and 1 included."""
-    return Range(low=int(min(op.weights.min(), 0)), high=int(max(op.weights.max(), 1)))
 
 
 def packed(node: Node, x: TensorType, fold: Fold) -> int:

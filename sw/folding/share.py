@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 from typing import Literal
 
@@ -173,4 +174,10 @@ def with_slots(
 
 def _next_tile(x: TensorType, least: int) -> int:
     """The smallest divisor of the map's pixels that is at least ``least``; the map if there is none."""
-    return next((t for t in range(min(least, x.pixels), x.pixels + 1) if x.pixels % t == 0), x.pixels)
+    return next((t for t in _divisors(x.pixels) if t >= least), x.pixels)
+
+
+@cache
+def _divisors(number: int) -> tuple[int, ...]:
+    """All, in order."""
+    return tuple(n for n in range(1, number + 1) if number % n == 0)

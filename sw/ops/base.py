@@ -3,10 +3,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from hw.params import Range
 
 #: Integers, (N, H, W, C) for activations.
 Array = npt.NDArray[np.integer[Any]]
@@ -95,6 +98,12 @@ class Op(ABC):
     def multiplications(self, *inputs: TensorType) -> int:
         """Multiplications with weights that one frame takes (0 for operators that have none)."""
         return 0
+
+
+@lru_cache(maxsize=1024)
+def weight_range(op: Any) -> Range:
+    """The range that the weights of an operator that has some span, 0 and 1 included; looked up, since a search asks thousands of times."""
+    return Range(low=min(int(op.weights.min()), 0), high=max(int(op.weights.max()), 1))
 
 
 def expect_channels(name: str, got: int, wanted: int) -> None:
