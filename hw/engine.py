@@ -124,6 +124,7 @@ class EngineUnit(Unit):
         self.finisher = Finisher(
             finishes, pe=pe, bits=self.bits, lanes=lanes, shift=self.shift, data_bits=data_bits, size=self.tiles.bytes,
             out=self.tiles.signature.members["outs"].signature, clear=memory is not None,
+            multiplier_bits=18 if multiplier in ("packed18", "mult18x18d") else 27,
         )  # fmt: skip
         self.acc = Lanes(lanes=lanes, bits=self.bits, signed=True)
         # A stream to watch: nobody need take its beats, so ready is up unless it is driven.

@@ -2,7 +2,7 @@
 """The end of the shared engine: accumulators to bytes in the output pool, a few at a time."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.fixed import round_kept, saturate, shift_keep, shift_right
+from hw.lib.fixed import round_kept, saturate, shift_keep
 from hw.lib.pool import choose
 from hw.lib.slab import PARAMETER_SLOTS
 from hw.params import Lanes
@@ -18,6 +18,8 @@ from hw.units.base import signature
 
 #: Bits of one channel's parameters in memory: bias, then multiplier, then shift less the least of all.
 PARAMETERS, MULTIPLIER_BITS, SHIFT_BITS = 64, 17, 6
+#: Registers between the holding register and the pool: parameters, bias, product, shift, rounding, clamp.
+STAGES = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,10 @@ class Finisher(wiring.Component):
 
     Results come fold by fold, in each pixel by pixel, and are written to the pixels' words: byte c of a pixel is channel c. Channels that
     the last fold has too many are left out. Nothing stalls it; ``take`` is up when the accumulators at ``accs`` are taken, at most every
-    PE / lanes cycles. Six cycles from ``take`` to the first byte.
+    PE / lanes cycles. Ten cycles from ``take`` to the first byte.
 
-    ``clear``: what a word holds besides is 0; else it stays as it was.
+    ``clear``: what a word holds besides is 0; else it stays as it was. ``multiplier_bits``: of a signed factor that a slice takes; wider
+    sums take two.
 
     Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`;
     ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``,
@@ -48,7 +51,7 @@ class Finisher(wiring.Component):
 
     def __init__(
         self, layers: Sequence[Finish], *, pe: int, bits: int, lanes: int, shift: int, data_bits: int, size: int, out: wiring.Signature,
-        clear: bool = False,
+        clear: bool = False, multiplier_bits: int = 27,
     ) -> None:  # fmt: skip
         per_word = data_bits // PARAMETERS
         if pe % lanes or per_word % lanes or size % lanes:
@@ -56,7 +59,7 @@ class Finisher(wiring.Component):
         if bits + MULTIPLIER_BITS + SHIFT_BITS > PARAMETERS:
             raise ValueError(f"accumulators must have at most {PARAMETERS - MULTIPLIER_BITS - SHIFT_BITS} bits, not {bits!r}")
         self.layers, self.pe, self.bits, self.lanes, self.shift, self.per_word = list(layers), pe, bits, lanes, shift, per_word
-        self.bytes, self.clear = size, clear
+        self.bytes, self.clear, self.multiplier_bits = size, clear, multiplier_bits
         self.clamps = list(dict.fromkeys((f.low, f.high) for f in layers))
         index = range(len(layers))
         super().__init__({
@@ -129,7 +132,7 @@ class Finisher(wiring.Component):
         }  # fmt: skip
 
     def pipeline(self, m: Module, now: dict[str, Value], layer: Signal, kind: Signal) -> None:
-        """Bias, product, shift, rounding and clamp, a register after each; the place travels along."""
+        """Parameters, bias, product, shift, rounding and clamp, registers after each; the place travels along."""
 
         def step(value: Value, name: str) -> Signal:
             out = Signal(value.shape(), name=name, reset_less=True)
@@ -139,41 +142,52 @@ class Finisher(wiring.Component):
         valid, finish = [now["valid"]], [now["finish"]]
         rides = {"word": now["word"], "lane": now["lane"], "used": now["used"], "kind": kind, "layer": layer}
         chains: dict[str, list[Value]] = {n: [v] for n, v in rides.items()}
-        for k in range(5):
+        for k in range(STAGES):
             for chain, name in ((valid, "valid"), (finish, "finish")):
                 out = Signal(name=f"{name}{k}")
                 m.d.sync += out.eq(chain[-1])
                 chain.append(out)
             for name, chain in chains.items():
                 chain.append(step(chain[-1], f"{name}{k}"))
-        acc, within = step(now["acc"], "acc"), step(now["within"], "within")
+        acc, within = step(step(now["acc"], "acc_0"), "acc"), step(now["within"], "within")
         fields = self.parameters.word_select(within, self.lanes * PARAMETERS) if self.per_word > self.lanes else self.parameters
+        fields = step(fields, "fields")  # block RAM is slow
         results = []
         for j in range(self.lanes):
             field = fields[j * PARAMETERS : (j + 1) * PARAMETERS]
             bias, rest = field[: self.bits].as_signed(), field[self.bits :]
             total = step((acc[j * self.bits : (j + 1) * self.bits].as_signed() + bias)[: self.bits].as_signed(), f"total{j}")
             multiplier = step(rest[:MULTIPLIER_BITS].as_signed(), f"multiplier{j}")
-            extra = step(step(rest[MULTIPLIER_BITS : MULTIPLIER_BITS + SHIFT_BITS], f"extra{j}_0"), f"extra{j}")
-            product = step(total * multiplier, f"product{j}")
-            kept = step(shift_right(shift_keep(product, self.shift)[0], extra)[0], f"kept{j}")
-            rounded = round_kept(kept, Const(0), "half_up")
+            extra = step(rest[MULTIPLIER_BITS : MULTIPLIER_BITS + SHIFT_BITS], f"extra{j}_0")
+            product = self._product(step, total, multiplier, j)
+            coarse, fine = (step(step(part, f"{n}{j}_1"), f"{n}{j}_2") for n, part in (("coarse", extra[3:]), ("fine", extra[:3])))
+            kept = step(shift_keep(product, self.shift)[0] >> (coarse << 3), f"kept{j}_0")
+            kept = step(kept >> step(fine, f"fine{j}_3"), f"kept{j}")
+            rounded = step(round_kept(kept, Const(0), "half_up"), f"rounded{j}")
             clamped = [saturate(rounded, low, high) for low, high in self.clamps]
             byte = clamped[0]
             for k, value in enumerate(clamped[1:], 1):
-                byte = Mux(chains["kind"][4] == k, value, byte)
+                byte = Mux(chains["kind"][STAGES - 1] == k, value, byte)
             results.append(step(byte[:8], f"byte{j}"))
             m.d.comb += self.sum[j].eq(total)
-        m.d.comb += [self.sum_valid.eq(valid[2]), self.sum_layer.eq(chains["layer"][2])]
-        used, lane = chains["used"][5], chains["lane"][5]
+        m.d.comb += [self.sum_valid.eq(valid[3]), self.sum_layer.eq(chains["layer"][3])]
+        used, lane = chains["used"][STAGES], chains["lane"][STAGES]
         copies = self.bytes // self.lanes
-        m.d.comb += [self.addr.eq(chains["word"][5]), self.data.eq(Cat(results).replicate(copies))]
-        m.d.comb += [self.finish.eq(finish[5]), self.finished.eq(chains["layer"][5])]
-        with m.If(valid[5]):
+        m.d.comb += [self.addr.eq(chains["word"][STAGES]), self.data.eq(Cat(results).replicate(copies))]
+        m.d.comb += [self.finish.eq(finish[STAGES]), self.finished.eq(chains["layer"][STAGES])]
+        with m.If(valid[STAGES]):
             m.d.comb += self.mask.eq(Cat(used) << lane)
         if self.clear:
             with m.If(lane == 0):
                 first = Cat(Mux(used[j], byte, 0) for j, byte in enumerate(results))
                 m.d.comb += self.data.eq(Cat(first, Const(0, 8 * self.bytes - len(first))))
-                with m.If(valid[5]):
+                with m.If(valid[STAGES]):
                     m.d.comb += self.mask.eq(used[0].replicate(self.bytes))
+
+    def _product(self, step: Callable[[Value, str], Signal], total: Signal, multiplier: Signal, j: int) -> Signal:
+        """Two registers later, in one slice or two that join (``multiplier_bits`` wide)."""
+        low = self.multiplier_bits - 1
+        if self.bits <= self.multiplier_bits:
+            return step(step(total * multiplier, f"product{j}_0"), f"product{j}")
+        upper, lower = step(total[low:].as_signed() * multiplier, f"upper{j}"), step(total[:low] * multiplier, f"lower{j}")
+        return step((upper << low) + lower, f"product{j}")
