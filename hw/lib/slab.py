@@ -1,23 +1,31 @@
 # amaranth: UnusedElaboratable=no
-"""Weights from memory: the rows of a fold, used for a tile's pixels while those of the next arrive."""
+"""Weights from memory: the rows of a fold, used for a tile's pixels while those of the next ones arrive."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.lib.arith import add_carry
 from hw.lib.memory import ReadPort
 from hw.lib.pool import choose
-from hw.lib.store import ram
+from hw.lib.store import LUT_WORDS, ram
 from hw.params import Lanes
 from hw.units.base import signature
 
 #: Slots of the parameters: the results of a fold are finished after its rows have been given up.
-PARAMETER_SLOTS = 4
+PARAMETER_SLOTS = 8
+#: Folds whose results may still be finished when their rows have been given up.
+FINISHING = 2
+
+
+def slab_depth(rows: int) -> int:
+    """Places for rows of weights of folds of at most ``rows``: two of those, and as many more as the memories have anyway."""
+    return 1 << max((2 * rows - 1).bit_length(), 5 if 2 * rows <= LUT_WORDS else 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +38,15 @@ class Blocks:
 
 
 class SlabLoader(wiring.Component):
-    """Two slabs of weight rows, filled ahead from memory, layer by layer as the jobs say.
+    """A ring of weight rows, filled ahead from memory, layer by layer as the jobs say.
 
-    A block's rows of ``row_bits`` are cut into whole words of the bus, then follow ``parameter_words``. While one slab is used the other is
-    filled; commands run a block ahead of the data.
+    A block's rows of ``row_bits`` are cut into whole words of the bus, then follow ``parameter_words``. While the oldest block is used,
+    those behind it are filled, as many as the ring and the parameters' slots hold: layers that take weights faster than memory gives them
+    live on what came during those that take them slower. Commands run a block ahead of the data.
 
     Members: ``fetch``, ``fill``: the jobs (layers), each once in both; ``memory``: :class:`ReadPort`; ``row``, ``en``, ``data``: read
-    port of the slab in use, data a cycle after; ``filled``: it is whole; ``done``: it is not needed any more; ``slot``, ``word``,
-    ``parameters``: read port of the parameters, a cycle after; blocks are in slots 0, 1, 2, 3, 0...
+    port of the oldest block, data a cycle after; ``filled``: it is whole; ``done``, with ``row`` its last: it is not needed any more;
+    ``slot``, ``word``, ``parameters``: read port of the parameters, a cycle after; blocks are in slots 0, 1, 2... 0...
     """
 
     def __init__(self, layers: Sequence[Blocks], *, row_bits: int, parameter_words: int, data_bits: int, address_bits: int) -> None:
@@ -79,47 +88,57 @@ class SlabLoader(wiring.Component):
             m.d.sync += [left.eq(left - 1), command.payload.address.eq(command.payload.address + step)]
 
     def store(self, m: Module) -> None:
-        """Rows into the slab that is not in use, the parameters behind them."""
-        words, layer = self.memory.data, self.fill.payload[0]
-        into, current, full, slot = Signal(), Signal(), Signal(2), Signal(range(PARAMETER_SLOTS))
+        """Rows into the ring, the parameters behind them."""
+        words, layer, depth = self.memory.data, self.fill.payload[0], slab_depth(self.rows)
+        slot = Signal(range(PARAMETER_SLOTS))
         folds, rows = Signal(range(max(b.folds for b in self.layers) + 1)), Signal(range(self.rows))
         row, column, tail = Signal(range(self.rows)), Signal(range(max(self.columns, self.parameter_words))), Signal()
-        m.d.comb += [self.fill.ready.eq(folds == 0), self.filled.eq(full.bit_select(current, 1))]
         with m.If((folds == 0) & self.fill.valid):
             m.d.sync += folds.eq(choose(m, "blocks", layer, [b.folds for b in self.layers]))
             m.d.sync += rows.eq(choose(m, "rows", layer, [b.rows - 1 for b in self.layers]))
         take, ends, last = Signal(), Signal(), Signal()
-        m.d.comb += [words.ready.eq((folds != 0) & ~full.bit_select(into, 1)), take.eq(words.valid & words.ready)]
+        place, row_ends, room = self.room(m, last, tail, depth)
+        m.d.comb += [self.fill.ready.eq(folds == 0), words.ready.eq((folds != 0) & room), take.eq(words.valid & words.ready)]
         m.d.comb += [ends.eq(column == Mux(tail, self.parameter_words - 1, self.columns - 1)), last.eq(take & tail & ends)]
+        m.d.comb += row_ends.eq(take & ends & ~tail)
         with m.If(take):
             m.d.sync += column.eq(Mux(ends, 0, column + 1))
-            with m.If(ends & ~tail):
-                m.d.sync += [row.eq(Mux(row == rows, 0, row + 1)), tail.eq(row == rows)]
+        with m.If(row_ends):
+            m.d.sync += [row.eq(Mux(row == rows, 0, row + 1)), tail.eq(row == rows)]
         with m.If(last):
-            m.d.sync += [tail.eq(0), into.eq(~into), folds.eq(folds - 1), slot.eq(slot + 1)]
-        with m.If(self.done):
-            m.d.sync += current.eq(~current)
-        for half in range(2):
-            with m.If(last & (into == half)):
-                m.d.sync += full[half].eq(1)
-            with m.Elif(self.done & (current == half)):
-                m.d.sync += full[half].eq(0)
+            m.d.sync += [tail.eq(0), folds.eq(folds - 1), slot.eq(slot + 1)]
         # A word is written a cycle after it came: its column and row are then ready in registers.
-        word, place, put = Signal(self.data_bits, reset_less=True), Signal(range(2 * self.rows), reset_less=True), Signal(self.columns)
-        m.d.sync += [word.eq(words.payload), place.eq(Mux(into, self.rows, 0) + row)]
-        m.d.sync += put.eq(Cat(take & ~tail & (column == k) for k in range(self.columns)))
-        parts = []
-        for k in range(self.columns):
-            width = min(self.data_bits, self.row_bits - k * self.data_bits)
-            m.submodules[f"column{k}"] = memory = ram(width, 2 * self.rows)
-            write, read = memory.write_port(), memory.read_port()
-            m.d.comb += [write.addr.eq(place), write.data.eq(word), write.en.eq(put[k])]
-            m.d.comb += [read.addr.eq(Mux(current, self.rows, 0) + self.row), read.en.eq(self.en)]
-            parts.append(read.data)
-        m.d.comb += self.data.eq(Cat(parts))
+        word, at, put = Signal(self.data_bits, reset_less=True), Signal(range(depth), reset_less=True), Signal(self.columns)
+        m.d.sync += [word.eq(words.payload), at.eq(place), put.eq(Cat(take & ~tail & (column == k) for k in range(self.columns)))]
+        self.memories(m, depth, at, word, put)
         size = 1 << max(self.parameter_words - 1, 1).bit_length()
         m.submodules.parameters = memory = ram(self.data_bits, PARAMETER_SLOTS * size)
         write, read = memory.write_port(), memory.read_port()
         index = (size - 1).bit_length()
         m.d.comb += [write.addr.eq(Cat(Cat(column, Const(0, index))[:index], slot)), write.data.eq(words.payload), write.en.eq(take & tail)]
         m.d.comb += [read.addr.eq(Cat(Cat(self.word, Const(0, index))[:index], self.slot)), self.parameters.eq(read.data), read.en.eq(1)]
+
+    def room(self, m: Module, last: Signal, tail: Signal, depth: int) -> tuple[Signal, Signal, Value]:
+        """(place of the row that is written, to be told when it is whole, whether there is room): rows and blocks are counted."""
+        place, row_ends, whole = Signal(range(depth)), Signal(), Signal(range(PARAMETER_SLOTS))
+        kept = Signal(range(depth + 1))  # its highest bit: the ring is full
+        given = (~Cat(self.row, Const(0, 1))).as_signed()  # -(row + 1)
+        m.d.sync += [kept.eq(add_carry(kept, Mux(self.done, given, 0), row_ends)), whole.eq(whole + last - self.done)]
+        m.d.comb += self.filled.eq(whole != 0)
+        with m.If(row_ends):
+            m.d.sync += place.eq(place + 1)
+        return place, row_ends, (tail | ~kept[-1]) & (whole < PARAMETER_SLOTS - FINISHING)
+
+    def memories(self, m: Module, depth: int, at: Signal, word: Signal, put: Signal) -> None:
+        """A memory for each word of the bus in a row, read from the oldest block's first row on."""
+        base, parts = Signal(range(depth)), []
+        with m.If(self.done):
+            m.d.sync += base.eq(base + self.row + 1)
+        for k in range(self.columns):
+            width = min(self.data_bits, self.row_bits - k * self.data_bits)
+            m.submodules[f"column{k}"] = memory = ram(width, depth)
+            write, read = memory.write_port(), memory.read_port()
+            m.d.comb += [write.addr.eq(at), write.data.eq(word), write.en.eq(put[k])]
+            m.d.comb += [read.addr.eq(base + self.row), read.en.eq(self.en)]
+            parts.append(read.data)
+        m.d.comb += self.data.eq(Cat(parts))
