@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from hw.lib.arith import add_carry
 from hw.lib.memory import ReadPort
 from hw.lib.pool import choose
-from hw.lib.store import LUT_WORDS, ram
+from hw.lib.store import LUT_WORDS, Place, ram
 from hw.params import Lanes
 from hw.units.base import signature
 
@@ -26,6 +26,16 @@ FINISHING = 2
 def slab_depth(rows: int) -> int:
     """Places for rows of weights of folds of at most ``rows``: two of those, and as many more as the memories have anyway."""
     return 1 << max((2 * rows - 1).bit_length(), 5 if 2 * rows <= LUT_WORDS else 9)
+
+
+def parameter_depth(words: int) -> int:
+    """Words of the parameters' memory, ``words`` a slot."""
+    return PARAMETER_SLOTS << max(words - 1, 1).bit_length()
+
+
+def parameter_place(words: int) -> Place | None:
+    """Where it stands: in LUTs rather than in block RAM that it would fill to a quarter, which large engines have none left of."""
+    return "lut" if parameter_depth(words) <= 2 * LUT_WORDS else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +121,8 @@ class SlabLoader(wiring.Component):
         word, at, put = Signal(self.data_bits, reset_less=True), Signal(range(depth), reset_less=True), Signal(self.columns)
         m.d.sync += [word.eq(words.payload), at.eq(place), put.eq(Cat(take & ~tail & (column == k) for k in range(self.columns)))]
         self.memories(m, depth, at, word, put)
-        size = 1 << max(self.parameter_words - 1, 1).bit_length()
-        m.submodules.parameters = memory = ram(self.data_bits, PARAMETER_SLOTS * size)
+        size = parameter_depth(self.parameter_words) // PARAMETER_SLOTS
+        m.submodules.parameters = memory = ram(self.data_bits, size * PARAMETER_SLOTS, parameter_place(self.parameter_words))
         write, read = memory.write_port(), memory.read_port()
         index = (size - 1).bit_length()
         m.d.comb += [write.addr.eq(Cat(Cat(column, Const(0, index))[:index], slot)), write.data.eq(words.payload), write.en.eq(take & tail)]

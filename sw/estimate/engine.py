@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from hw.lib.finisher import PARAMETERS
-from hw.lib.slab import PARAMETER_SLOTS, slab_depth
+from hw.lib.slab import parameter_depth, parameter_place, slab_depth
 from hw.lib.spool import BLOCK, STAGED
 from sw.engine import EnginePlan, members, row_bits, weights_of
 from sw.estimate.area import Structure, ram
@@ -44,7 +44,8 @@ def engine(graph: Graph, plan: EnginePlan) -> Structure:
 
 def slabs(plan: EnginePlan, row: int, rows: int) -> Structure:
     """hw.lib.slab.SlabLoader: a memory for every word of the bus that a row of weights of ``row`` bits takes; the parameters."""
-    total = ram(plan.data_bits, PARAMETER_SLOTS << (max(-(-plan.pe * PARAMETERS // plan.data_bits) - 1, 1)).bit_length())
+    words = -(-plan.pe * PARAMETERS // plan.data_bits)
+    total = ram(plan.data_bits, parameter_depth(words), parameter_place(words))
     for first in range(0, row, plan.data_bits):
         total += ram(min(plan.data_bits, row - first), slab_depth(rows))
     return total

@@ -13,7 +13,7 @@ from sw.errors import CompileError
 from sw.golden import run as run_golden
 from sw.graph import Graph, verify
 
-from . import fold_upsample_into_deform, fuse_shuffle, move_upsample, remove_dead
+from . import fold_upsample_into_deform, fuse_shuffle, move_upsample, remove_dead, split_outputs
 
 #: In the order in which they run.
 PASSES: dict[str, Callable[[Graph], Graph]] = {
@@ -21,6 +21,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
     "fuse_shuffle": fuse_shuffle.run,
     "move_upsample": move_upsample.run,
     "fold_upsample_into_deform": fold_upsample_into_deform.run,
+    "split_outputs": split_outputs.run,
 }
 
 

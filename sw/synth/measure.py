@@ -163,7 +163,8 @@ def _timing(text: str, seed: int) -> Timing | None:
     def place(work: Path) -> None:
         _place(module, seed, work)
 
-    done = json.loads((cached_build(["nextpnr", versions(), str(seed), *PLACE, *SCRIPTS["ecp5"], text], place) / "timing.json").read_text())
+    key = ["nextpnr", versions(), str(seed), *PLACE, *SCRIPTS["ecp5"], Path(outreg.__file__).read_text(), text]
+    done = json.loads((cached_build(key, place) / "timing.json").read_text())
     return Timing(mhz=done["mhz"], path=tuple(done["path"]))
 
 

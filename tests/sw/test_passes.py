@@ -11,7 +11,7 @@ from sw.errors import CompileError
 from sw.frontends import qonnx
 from sw.graph import Graph, verify
 from sw.ops import Concat, Conv, Deform, Shuffle, Upsample
-from sw.passes import PASSES, fold_upsample_into_deform, run_all
+from sw.passes import PASSES, fold_upsample_into_deform, run_all, split_outputs
 from sw.testing import QonnxWriter, micro_network
 
 
@@ -46,6 +46,19 @@ def test_all_passes_are_exact_and_do_their_work(tmp_path: Path) -> None:
             channels = after.tensors[node.outputs[0]].type.channels
             assert {n.op.name for n in after.consumers(node.outputs[0])} == ({"deform"} if channels == 1 else {"depthwise"})
     assert [n.op.upsample for n in after.nodes if isinstance(n.op, Deform)] == [1, 2]
+
+
+def test_a_layer_with_very_many_outputs_is_computed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_outputs, "MOST", 5)
+    monkeypatch.setattr(split_outputs, "WHOLE", 2)
+    w = QonnxWriter(4, 4)
+    x = w.conv(w.image, "x", 13)
+    graph = qonnx.load(w.save(tmp_path / "wide.onnx", [w.conv(x, "y", 4)]))
+    after = split_outputs.run(graph)
+    check(graph, after)
+    assert [len(n.op.bias) for n in after.nodes if isinstance(n.op, Conv)] == [6, 6, 1, 4]
+    assert [t for t, why in after.removed.items() if "computed in 3 parts" in why] == [t for t in graph.origins if t not in after.origins]
+    assert after.multiplications() == graph.multiplications()
 
 
 def upsampled(path: Path, times: int) -> Graph:
