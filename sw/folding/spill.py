@@ -85,8 +85,8 @@ def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[N
         kept = [power(MARGIN + max(TILES * tile * w // BLOCK, AHEAD)) for w in (s.front, s.back)]
         places[name] = Place(tile=tile, in_blocks=kept[0], out_blocks=kept[1])
     fronts, backs = ([places[n].tile * w for n, s in sizes.items() for w in [getattr(s, side)]] for side in ("front", "back"))
-    # Operands of the next job arrive while the last ones are used, but for the largest tiles; results are written soon.
-    operands = ceil(max(max(fronts), 2 * sorted(fronts)[len(fronts) // 2]) / GRAIN) * GRAIN
+    # Operands of a usual job arrive while the largest is used, and the other way round; results are written soon.
+    operands = ceil((max(fronts) + sorted(fronts)[len(fronts) // 2]) / GRAIN) * GRAIN
     return replace(made, places=places, operands=operands, results=ceil(max(backs) / GRAIN) * GRAIN)
 
 
