@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from hw.lib.arith import bits_for, wrap
 from hw.lib.core import MatVecCore
 from hw.lib.rom import Rom
-from hw.lib.store import ram, rows_of
+from hw.lib.store import place_of, ram, rows_of
 from hw.params import Ints, Ints3, Lanes, Multiplier, Range, RomKind
 from hw.units.base import Unit, signature
 
@@ -79,7 +79,12 @@ class MatVec(Unit):
     @property
     def latency(self) -> int:
         """Cycles from a fold's last step to its result: fetch, inner products, accumulate."""
-        return 1 + self.core.latency
+        return 1 + self.late + self.core.latency
+
+    @property
+    def late(self) -> bool:
+        """Whether vectors are kept in block RAM, which is slow: a register stands behind it."""
+        return self.folds > 1 and place_of(self.i_lanes.width, 2 * self.beats) == "block"
 
     @property
     def multipliers(self) -> int:
@@ -98,11 +103,18 @@ class MatVec(Unit):
                 m.d.sync += fold.eq(Mux(last_fold, 0, fold + 1))
         element = self.kept(m, step, issue, beat, fold, last_fold) if self.folds > 1 else self.passed(m, step, issue)
         m.submodules.core = core = self.core
-        m.d.comb += [core.x.eq(element), core.w.eq(self.weights(m, step, issue)), core.en.eq(step)]
+        now: list[Value] = [issue, beat == 0, last]
+        if self.late:
+            held = Signal.like(Value.cast(element), name="element_late", reset_less=True)
+            waiting = [Signal(name=f"{name}_late") for name in ("issue", "first", "end")]
+            with m.If(step):
+                m.d.sync += [held.eq(Value.cast(element)), *(a.eq(b) for a, b in zip(waiting, now, strict=True))]
+            element, now = held, [waiting[0] & step, *waiting[1:]]
+        m.d.comb += [Value.cast(core.x).eq(Value.cast(element)), core.w.eq(self.weights(m, step, now[0])), core.en.eq(step)]
         with m.If(step):
-            m.d.sync += [core.valid.eq(issue), core.first.eq(beat == 0), core.end.eq(last)]
+            m.d.sync += [core.valid.eq(now[0]), core.first.eq(now[1]), core.end.eq(now[2])]
         # The bias is read one cycle before the accumulators take it.
-        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(core.latency)]
+        folds = [Signal(range(self.folds), name=f"fold{k}", reset_less=True) for k in range(core.latency + self.late)]
         with m.If(step):
             m.d.sync += [b.eq(a) for a, b in pairwise([fold, *folds])]
         for k, value in enumerate(self.bias_row(m, step, folds[-2])):

@@ -215,22 +215,25 @@ class OutPool(Pool):
         m.d.comb += [write.addr.eq(self.addr), write.en.eq(self.mask), write.data.as_value().eq(self.data), read.en.eq(1)]
         turn, kept, full = Signal(range(n)), self.counters("kept"), self.counters("full")
         places, begins = [], []
-        m.d.sync += turn.eq(successor(turn, n))
+        word = Signal(8 * self.bytes, reset_less=True)  # block RAM is slow: nothing but a register behind it
+        m.d.sync += [turn.eq(successor(turn, n)), word.eq(read.data.as_value())]
         for k, region in enumerate(self.regions):
             port = getattr(self, f"o{k}")
             reserved, finished = self.reserve & (self.reserved == k), self.finish & (self.finished == k)
             place = Signal(range(region.words), name=f"place{k}")
-            fetch, coming, empty = (Signal(name=f"{name}{k}") for name in ("fetch", "coming", "empty"))
-            m.d.comb += fetch.eq((turn == k) & (full[k] != 0) & ~coming & ~port.valid)
+            fetch, read_now, coming, empty = (Signal(name=f"{name}{k}") for name in ("fetch", "read_now", "coming", "empty"))
+            m.d.comb += fetch.eq((turn == k) & (full[k] != 0) & ~(read_now | coming | port.valid))
             skip = ends_pixel(m, f"at{k}", region, fetch)
             m.d.comb += empty.eq(fetch & ends_tile(place, skip, region))
-            m.d.sync += [coming.eq(fetch), kept[k].eq(kept[k] + reserved - empty), full[k].eq(full[k] + finished - empty)]
+            m.d.sync += [read_now.eq(fetch), coming.eq(read_now)]
+            m.d.sync += [kept[k].eq(kept[k] + reserved - empty), full[k].eq(full[k] + finished - empty)]
             with m.If(fetch):
                 m.d.sync += place.eq(next_place(place, skip, region))
             beat = Signal(region.lanes.width, name=f"beat{k}", reset_less=True)
             with m.If(coming):
                 flip = 128 * (region.lanes.signed and k in self.moved)
-                m.d.sync += [port.valid.eq(1), beat.eq(Cat((read.data[j] ^ flip)[: region.lanes.bits] for j in range(self.bytes)))]
+                m.d.sync += port.valid.eq(1)
+                m.d.sync += beat.eq(Cat((word.word_select(j, 8) ^ flip)[: region.lanes.bits] for j in range(self.bytes)))
             with m.Elif(port.ready):
                 m.d.sync += port.valid.eq(0)
             m.d.comb += [port.payload.as_value().eq(beat), self.room[k].eq(kept[k] != region.slots)]

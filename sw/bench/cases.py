@@ -115,7 +115,8 @@ def _matrices() -> Iterable[UnitCase]:
     yield depthwise_pointwise("depthwise_pointwise/9_64", 1, 2, 32, taps=9)
     yield depthwise_pointwise("depthwise_pointwise/18_128", 2, 4, 32, taps=9)
     yield depthwise_pointwise("depthwise_pointwise/9_64_primitives", 1, 2, 32, taps=9, variant="primitives")
-    yield chain("conv3x3/pe8_simd4", kind(8, 8, 16), (conv("conv3x3", 16, 16, SAME3), 4, 8))
+    for variant in ("primitives", "portable"):
+        yield chain(f"conv3x3/pe8_simd4_{variant}", kind(8, 8, 16), (conv("conv3x3", 16, 16, SAME3), 4, 8), variant=variant)
     stem = Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))
     yield chain("stem/pe8_simd3", kind(32, 32, 3), (conv("stem", 3, 24, stem, bits=8), 3, 8))
 

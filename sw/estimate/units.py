@@ -80,6 +80,7 @@ def conv(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
         columns = constants_bits(int(op.bias.min()), int(op.bias.max()))
         total += rom(pe * out.bits, folds, columns=pe * min(columns, out.bits))
         vector = 2 * steps
+        total += register(simd * x.bits if place_of(simd * x.bits, vector) == "block" else 0)
         total += ram(simd * x.bits, vector) + counter(vector) + Structure(3 * index_bits(vector + 1), 2 * index_bits(vector + 1) + 3)
         total += counter(folds) + Structure(index_bits(folds), 2 * index_bits(folds))
     else:
