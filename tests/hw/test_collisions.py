@@ -22,8 +22,9 @@ from sw.bench.unit_case import Copies
 #: Cases of ``warploom bench units`` whose units have each kind of memory that is written, and frames of each.
 NAMES = {
     "conv3x3/pe8_simd4_portable": 3, "pointwise/pe8_simd8_portable": 3, "depthwise/k3": 3, "depthwise/stride2": 3,
-    "depthwise_taps/3x3_9": 3, "max_pool": 3, "global_average_pool": 3, "upsample": 3, "deform_rounded/random": 3, "deform_rounded/alternating": 3,
-    "deform_free/random": 3, "deform_upsampled/inside": 3, "held/4x4x64_pe16_simd4_portable": 4, "fifo/lut_64": 3, "fifo/block_512": 3,
+    "depthwise_taps/3x3_9": 3, "max_pool": 3, "global_average_pool": 3, "upsample": 3, "deform_rounded/random": 3,
+    "deform_rounded/alternating": 3, "deform_free/random": 3, "deform_upsampled/inside": 3, "held/4x4x64_pe16_simd4_portable": 4,
+    "fifo/lut_64": 3, "fifo/block_512": 3,
     "decode/32x32x20_1_top100": 3, "deform_memory/random": 3, "engine/pe24_simd8_portable": 4,
 }  # fmt: skip
 
