@@ -11,10 +11,10 @@ from hw.params import Lanes
 from hw.units.base import layout
 
 
-def later(m: Module, step: Value, value: Value, stages: int) -> Value:
+def later(m: Module, step: Value, value: Value, stages: int, *, reset_less: bool = False) -> Value:
     """``value`` as it was ``stages`` steps ago."""
     for _ in range(stages):
-        register = Signal(len(value))
+        register = Signal(len(value), reset_less=reset_less)
         with m.If(step):
             m.d.sync += register.eq(value)
         value = register

@@ -102,8 +102,8 @@ class GatherStage(wiring.Component):
         self._write(m, arrived)
         tap = self._issue(m, step, rows.ready, y, row_done, frame_done)
         inside, odd, apart = self._look_up(m, step, tap)
-        # Block RAM is slow: nothing but a register behind it.
-        words = {place: later(m, step, port.data, 1) for place, port in self._ports.items()}
+        # Block RAM is slow: nothing but a register behind it, which ECP5's can take along if it has no reset.
+        words = {place: later(m, step, port.data, 1, reset_less=True) for place, port in self._ports.items()}
         found = self._neighbours(words, *(later(m, step, v, 3) for v in (odd, apart, inside)))
         if self.frac_bits:
             fractions = (later(m, step, tap[n][: self.frac_bits], 5) for n in ("ty", "tx"))
