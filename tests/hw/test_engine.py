@@ -72,7 +72,8 @@ CASES = [
     case("ragged", [(8, 7, 5, 4), (6, 9, 11, 3), (12, 17, 3, 4)], pe=3, simd=4, seed=1, stalls=6),
     case("packed", [(16, 32, 30, 8), (8, 24, 24, 8)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=2),
     case("minus_eight", [(8, 16, 12, 8), (8, 16, 7, 4)], pe=6, simd=4, multiplier="packed27", seed=3, low=-8, slots=(1, 1)),
-    case("narrow_bus", [(8, 16, 12, 8), (8, 8, 8, 8)], pe=4, simd=4, multiplier="mult18x18d", seed=4, data_bits=64),
+    # Sums wider than a multiplier: their products take two.
+    case("narrow_bus", [(8, 320, 12, 8), (8, 8, 8, 8)], pe=4, simd=4, multiplier="mult18x18d", seed=4, data_bits=64),
     case("memory", [(64, 24, 20, 32), (32, 40, 33, 16)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=6, plain=[(64, 8)]),
     case("memory_ragged", [(48, 17, 9, 16), (32, 70, 5, 16), (16, 5, 50, 16)], pe=5, simd=8, seed=7, stalls=6, plain=[(32, 8), (32, 24)],
          latency=60),
