@@ -271,6 +271,7 @@ class EngineUnit(Unit):
                     m.d.sync += running.eq(0)
         m.d.comb += [loader.done.eq(issue & pixel_ends), ins.release.eq(issue & pixel_ends & ends["folds"])]
         m.d.comb += [ins.addr.eq(place), ins.en.eq(step), loader.row.eq(at["beats"]), loader.en.eq(step)]
+        m.d.comb += [loader.step.eq(issue), loader.again.eq(ends["beats"] & ~ends["pixels"])]
         # Block RAM is slow: nothing but a register behind it.
         x, word, control, control_1 = Signal.like(ins.data), Signal.like(core.w), Signal(3), Signal(3)
         m.d.comb += [core.x.as_value().eq(x), core.w.eq(word), Cat(core.valid, core.first, core.end).eq(control_1), core.en.eq(step)]

@@ -10,7 +10,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.store import ram
+from hw.lib.store import banks_of, place_of, ram
 from hw.params import Lanes
 from hw.units.base import signature
 
@@ -210,13 +210,10 @@ class OutPool(Pool):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         n = len(self.regions)
-        m.submodules.words = memory = ram(data.ArrayLayout(8, self.bytes), self.depth)
-        write, read = memory.write_port(granularity=1), memory.read_port()
-        m.d.comb += [write.addr.eq(self.addr), write.en.eq(self.mask), write.data.as_value().eq(self.data), read.en.eq(1)]
         turn, kept, full = Signal(range(n)), self.counters("kept"), self.counters("full")
-        places, begins = [], []
-        word = Signal(8 * self.bytes, reset_less=True)  # block RAM is slow: nothing but a register behind it
-        m.d.sync += [turn.eq(successor(turn, n)), word.eq(read.data.as_value())]
+        m.d.sync += turn.eq(successor(turn, n))
+        places, begins, place_read = [], [], Signal(range(self.depth))
+        word = self.word(m, place_read)
         for k, region in enumerate(self.regions):
             port = getattr(self, f"o{k}")
             reserved, finished = self.reserve & (self.reserved == k), self.finish & (self.finished == k)
@@ -239,6 +236,24 @@ class OutPool(Pool):
             m.d.comb += [port.payload.as_value().eq(beat), self.room[k].eq(kept[k] != region.slots)]
             places.append(region.address(place))
             begins.append(self.begin & (self.filling == k))
-        m.d.comb += read.addr.eq(select(turn, places))
+        m.d.comb += place_read.eq(select(turn, places))
         m.d.comb += self.first.eq(select(self.filling, self.slots(m, "tail", begins)))
         return m
+
+    def word(self, m: Module, place: Value) -> Value:
+        """The word at ``place``, two cycles later. Block RAM is slow: nothing but a register behind it, then one of the banks is chosen."""
+        depths, found = banks_of(8 * self.bytes, self.depth), []
+        bits = (depths[0] - 1).bit_length()
+        for k, depth in enumerate(depths):
+            m.submodules[f"words{k}"] = memory = ram(data.ArrayLayout(8, self.bytes), depth, place_of(8 * self.bytes, self.depth))
+            write, read = memory.write_port(granularity=1), memory.read_port()
+            mine = self.addr[bits:] == k if len(depths) > 1 else Const(1)
+            m.d.comb += [write.addr.eq(self.addr), write.en.eq(Mux(mine, self.mask, 0)), write.data.as_value().eq(self.data)]
+            m.d.comb += [read.addr.eq(place), read.en.eq(1)]
+            found.append(Signal(8 * self.bytes, name=f"word{k}", reset_less=True))
+            m.d.sync += found[-1].eq(read.data.as_value())
+        if len(found) == 1:
+            return found[0]
+        asked, bank = (Signal(range(len(depths)), name=name) for name in ("asked", "bank"))
+        m.d.sync += [asked.eq(place[bits:]), bank.eq(asked)]
+        return select(bank, found)

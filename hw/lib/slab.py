@@ -54,9 +54,10 @@ class SlabLoader(wiring.Component):
     those behind it are filled, as many as the ring and the parameters' slots hold: layers that take weights faster than memory gives them
     live on what came during those that take them slower. Commands run a block ahead of the data.
 
-    Members: ``fetch``, ``fill``: the jobs (layers), each once in both; ``memory``: :class:`ReadPort`; ``row``, ``en``, ``data``: read
-    port of the oldest block, data a cycle after; ``filled``: it is whole; ``done``, with ``row`` its last: it is not needed any more;
-    ``slot``, ``word``, ``parameters``: read port of the parameters, a cycle after; blocks are in slots 0, 1, 2... 0...
+    Members: ``fetch``, ``fill``: the jobs (layers), each once in both; ``memory``: :class:`ReadPort`; ``en``, ``data``: the oldest block's
+    row that is next, a cycle after; ``row``: its number; ``step``: the one behind it is next, or with ``again`` the block's first;
+    ``filled``: the block is whole; ``done``, with ``step`` and ``row`` its last: it is not needed any more; ``slot``, ``word``,
+    ``parameters``: read port of the parameters, a cycle after; blocks are in slots 0, 1, 2... 0...
     """
 
     def __init__(self, layers: Sequence[Blocks], *, row_bits: int, parameter_words: int, data_bits: int, address_bits: int) -> None:
@@ -66,7 +67,8 @@ class SlabLoader(wiring.Component):
         job = signature(Lanes(lanes=1, bits=max((len(layers) - 1).bit_length(), 1), signed=False))
         super().__init__({
             "fetch": In(job), "fill": In(job), "memory": Out(ReadPort(address_bits=address_bits, data_bits=data_bits)),
-            "row": In(range(self.rows)), "en": In(1), "data": Out(row_bits), "filled": Out(1), "done": In(1),
+            "en": In(1), "data": Out(row_bits), "row": In(range(self.rows)), "step": In(1), "again": In(1), "filled": Out(1),
+            "done": In(1),
             "slot": In(range(PARAMETER_SLOTS)), "word": In(range(max(parameter_words, 2))), "parameters": Out(data_bits),
         })  # fmt: skip
 
@@ -141,14 +143,16 @@ class SlabLoader(wiring.Component):
 
     def memories(self, m: Module, depth: int, at: Signal, word: Signal, put: Signal) -> None:
         """A memory for each word of the bus in a row, read from the oldest block's first row on."""
-        base, parts = Signal(range(depth)), []
+        base, place, parts = Signal(range(depth)), Signal(range(depth)), []  # the address from a register: it goes far
+        with m.If(self.step):
+            m.d.sync += place.eq(Mux(self.again, base, place + 1))
         with m.If(self.done):
-            m.d.sync += base.eq(base + self.row + 1)
+            m.d.sync += base.eq(place + 1)
         for k in range(self.columns):
             width = min(self.data_bits, self.row_bits - k * self.data_bits)
             m.submodules[f"column{k}"] = memory = ram(width, depth)
             write, read = memory.write_port(), memory.read_port()
             m.d.comb += [write.addr.eq(at), write.data.eq(word), write.en.eq(put[k])]
-            m.d.comb += [read.addr.eq(base + self.row), read.en.eq(self.en)]
+            m.d.comb += [read.addr.eq(place), read.en.eq(self.en)]
             parts.append(read.data)
         m.d.comb += self.data.eq(Cat(parts))

@@ -67,6 +67,14 @@ def ram(shape: Any, depth: int, place: Place | None = None) -> Memory:
     return Memory(shape=shape, depth=depth, init=[], attrs={"ram_style": RAM_STYLES[place]})
 
 
+def banks_of(width: int, depth: int) -> list[int]:
+    """Depths of the memories that one of ``depth`` words is best made of, so that a register fits behind each before one is chosen: as
+    deep as its block RAMs are; a single one where none stand behind each other. All but the last are a power of two."""
+    deep = block_shape(width, depth)[1] if place_of(width, depth) == "block" else 1
+    size = min(d for _, d in ASPECTS if d * deep >= depth) if deep > 1 else depth
+    return [min(size, depth - k) for k in range(0, depth, size)]
+
+
 class LutTable(wiring.Component):
     """At most 64 rows of constants without a clock, a LUT a bit. A module of its own, so that synthesis maps it apart.
 

@@ -54,6 +54,8 @@ def test_netlists_equal_golden(variant: str, family: Family, tmp_path: Path) -> 
         Case(name=f"{case.name} {family}", unit=NetlistUnit(made(case, family), family, f"netlist{k}"), op=case.model, inputs=case.frames())
         for k, case in enumerate(arithmetic(variant))
     ]
+    if (variant, family) == ("portable", "ecp5"):  # registers moved into multipliers are among what is simulated
+        assert any('REG_OUTPUT_CLK("CLK0")' in netlist(made(case, family), family) for case in arithmetic(variant))
     run_cases(cases, tmp_path / "bench", runs=((False, False), (True, True)))
 
 

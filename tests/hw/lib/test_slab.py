@@ -1,4 +1,5 @@
 """The ring of weights: however slowly it is emptied, no row and no parameter is overwritten while it may still be read."""
+import itertools
 from typing import Any
 
 import pytest
@@ -42,14 +43,16 @@ def test_nothing_is_overwritten_while_it_may_be_read(rows: int) -> None:
         for block in range(folds):
             await ctx.tick().repeat(300)  # what can come has come
             assert ctx.get(dut.filled)
-            for row in range(rows):
-                ctx.set(dut.row, row)
+            for turn, row in itertools.product(range(2), range(rows)):  # a tile of two pixels
+                again = row == rows - 1 and not turn
+                done = row == rows - 1 and turn
+                for port, value in ((dut.row, row), (dut.step, 1), (dut.again, again), (dut.done, done)):
+                    ctx.set(port, value)
                 await ctx.tick()
                 first = block * size + row * COLUMNS
                 assert ctx.get(dut.data) == first | (first + 1 & (1 << 28) - 1) << 32, f"row {row} of block {block}"
-            ctx.set(dut.done, 1)
-            await ctx.tick()
-            ctx.set(dut.done, 0)
+            for port in (dut.step, dut.done):
+                ctx.set(port, 0)
             await ctx.tick().repeat(4 * size)
             for finishing in range(max(block + 1 - FINISHING, 0), block + 1):  # whose rows have been given up
                 await parameters(ctx, finishing)

@@ -68,3 +68,31 @@ def test_others_stay(change: Change) -> None:
     other = module()
     change(other)
     assert absorbed(other) == other
+
+
+def multiplier(**parameters: str) -> dict[str, Any]:
+    """The same registers behind a multiplier; most of its outputs nobody reads."""
+    found = module()
+    outs = {f"P{k}": [10 + k] if k < 2 else [90 + k] for k in range(36)}
+    directions = dict.fromkeys(outs, "output")
+    found["cells"]["ram"] = {"type": "MULT18X18D", "parameters": parameters, "connections": outs, "port_directions": directions}
+    return found
+
+
+def test_registers_move_into_a_multiplier() -> None:
+    (slice_,) = absorbed(multiplier(REG_PIPELINE_CLK="NONE"))["cells"].values()
+    assert slice_["parameters"]["REG_OUTPUT_CLK"] == "CLK0" and slice_["parameters"]["REG_OUTPUT_CE"] == "CE0"
+    assert [slice_["connections"][p] for p in ("P0", "P1", "CLK0", "CE0", "RST0")] == [[20], [21], [2], [5], ["0"]]
+    assert slice_["port_directions"]["CE0"] == "input"
+
+
+def test_multipliers_that_have_registers_stay() -> None:
+    other = multiplier(REG_INPUTA_CLK="CLK0")
+    assert absorbed(other) == other
+
+
+def test_an_enable_that_a_multiplier_cannot_invert_stays() -> None:
+    inverted = multiplier()
+    for k in range(2):
+        inverted["cells"][f"ff{k}"]["parameters"]["CEMUX"] = "INV"
+    assert absorbed(inverted) == inverted
