@@ -257,8 +257,9 @@ class EngineUnit(Unit):
         with m.If(chosen & ins.loaded):
             m.d.sync += [last[n].eq(choose(m, f"of_{n}", layer, v)) for n, v in tables.items()]
             m.d.sync += [base.eq(ins.first), place.eq(ins.first), chosen.eq(0), running.eq(1)]
-        step, issue = Signal(), Signal()
-        m.d.comb += [step.eq(~core.done | self.finisher.take), issue.eq(step & running & loader.filled)]
+        step, issue = Signal(init=1), Signal()  # a result is taken, or there is none: a register, for everything hangs on it
+        m.d.sync += step.eq(~core.done_next | self.finisher.free_next)
+        m.d.comb += issue.eq(step & running & loader.filled)
         ends = {n: at[n] == last[n] for n in tables}
         pixel_ends = ends["beats"] & ends["pixels"]
         with m.If(issue):
@@ -273,7 +274,8 @@ class EngineUnit(Unit):
         m.d.comb += [ins.addr.eq(place), ins.en.eq(step), loader.row.eq(at["beats"]), loader.en.eq(step)]
         m.d.comb += [loader.step.eq(issue), loader.again.eq(ends["beats"] & ~ends["pixels"])]
         # Block RAM is slow: nothing but a register behind it.
-        x, word, control, control_1 = Signal.like(ins.data), Signal.like(core.w), Signal(3), Signal(3)
+        x, word = (Signal.like(port, name=name, reset_less=True) for name, port in (("x", ins.data), ("word", core.w)))
+        control, control_1 = Signal(3), Signal(3)
         m.d.comb += [core.x.as_value().eq(x), core.w.eq(word), Cat(core.valid, core.first, core.end).eq(control_1), core.en.eq(step)]
         with m.If(step):
             m.d.sync += [x.eq(ins.data), word.eq(loader.data)]

@@ -18,7 +18,8 @@ class MatVecCore(wiring.Component):
     """PE accumulators over SIMD products each: ``o[p] = bias[p] + Σ over steps and n of w[p][n] · x[n]`` from ``first`` to ``end``.
 
     Ports: ``x``, ``w`` (as :class:`hw.lib.dot.Dot`), ``valid``, ``first``, ``end`` come together, one operand set an enabled cycle;
-    ``bias`` is taken :attr:`latency` - 1 enabled cycles after ``first``; ``done`` is up while ``o`` holds results.
+    ``bias`` is taken :attr:`latency` - 1 enabled cycles after ``first``; ``done`` is up while ``o`` holds results, ``done_next`` a cycle
+    before it.
     No bubbles; latency :attr:`latency` from operands to accumulators. Every step adds ``dot.offset`` too: take it off the bias.
 
     Parameters: ``pe``, ``simd``; ``weight``: range of the weights; ``i``: elements; ``bits`` of an accumulator; ``kind``: multiplier.
@@ -33,6 +34,7 @@ class MatVecCore(wiring.Component):
     bias: Any
     o: Any
     done: Signal
+    done_next: Signal
 
     def __init__(self, *, pe: int, simd: int, weight: Range, i: Lanes, bits: int, kind: Multiplier = "inferred") -> None:
         self.dot = Dot(pe=pe, simd=simd, weight=weight, i=i, kind=kind)
@@ -40,7 +42,7 @@ class MatVecCore(wiring.Component):
         ports = self.dot.signature.members
         row = data.ArrayLayout(signed(bits), pe)
         flags = {name: In(1) for name in ("valid", "first", "end", "en")}
-        super().__init__({"x": ports["x"], "w": ports["w"], **flags, "bias": In(row), "o": Out(row), "done": Out(1)})
+        super().__init__({"x": ports["x"], "w": ports["w"], **flags, "bias": In(row), "o": Out(row), "done": Out(1), "done_next": Out(1)})
 
     @property
     def latency(self) -> int:
@@ -60,7 +62,8 @@ class MatVecCore(wiring.Component):
         with m.If(self.en):
             for chain, start in ((valid, self.valid), (first, self.first), (end, self.end)):
                 m.d.sync += [b.eq(a) for a, b in pairwise([start, *chain])]
-            m.d.sync += self.done.eq(valid[-1] & end[-1])
+        m.d.comb += self.done_next.eq(Mux(self.en, valid[-1] & end[-1], self.done))
+        m.d.sync += self.done.eq(self.done_next)
         for k in range(self.pe):
             acc = Signal(signed(self.bits), name=f"acc{k}", reset_less=True)
             with m.If(self.en & valid[-1]):

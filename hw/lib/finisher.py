@@ -44,7 +44,7 @@ class Finisher(wiring.Component):
     ``clear``: what a word holds besides is 0; else it stays as it was. ``multiplier_bits``: of a signed factor that a slice takes; wider
     sums take two.
 
-    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`;
+    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``free_next``: a valid one would be taken in the next cycle; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`;
     ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``,
     ``sum_valid``, ``sum_layer``: accumulators with bias as they pass, for the simulation.
     """
@@ -64,7 +64,7 @@ class Finisher(wiring.Component):
         index = range(len(layers))
         super().__init__({
             "job": In(signature(Lanes(lanes=1, bits=max((len(layers) - 1).bit_length(), 1), signed=False))),
-            "accs": In(data.ArrayLayout(signed(bits), pe)), "valid": In(1), "take": Out(1),
+            "accs": In(data.ArrayLayout(signed(bits), pe)), "valid": In(1), "take": Out(1), "free_next": Out(1),
             "slot": Out(range(PARAMETER_SLOTS)), "word": Out(range(max(-(-pe // per_word), 2))), "parameters": In(data_bits),
             **dict(out.members.items()),
             "sum": Out(data.ArrayLayout(signed(bits), lanes)), "sum_valid": Out(1), "sum_layer": Out(index),
@@ -73,8 +73,10 @@ class Finisher(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         layer, loaded, chosen, left, ending = Signal(range(len(self.layers))), Signal(), Signal(), Signal(range(self.pe + 1)), Signal()
-        # Nothing is left to leave, or the last of it leaves now and the job goes on. A register, for all that stands still hangs on it.
-        free = Signal(init=1)
+        # Nothing is left to leave, or the last of it leaves now and the job goes on; a register, as is what it will be next.
+        free, free_next, loaded_next = Signal(init=1), Signal(), Signal()
+        m.d.comb += self.free_next.eq(free_next & loaded_next)
+        m.d.sync += [free.eq(free_next), loaded.eq(loaded_next)]
         # A job in two steps: its number, then what is known of it.
         m.d.comb += [self.job.ready.eq(~chosen & ~loaded), self.filling.eq(layer), self.begin.eq(chosen & ~loaded)]
         with m.If(self.job.ready & self.job.valid):
@@ -86,15 +88,13 @@ class Finisher(wiring.Component):
         with m.If(self.begin):
             m.d.sync += [known[n].eq(choose(m, n, layer, v)) for n, v in constants.items()]
             m.d.sync += kind.eq(choose(m, "kind", layer, [self.clamps.index((f.low, f.high)) for f in self.layers]))
-            m.d.sync += [base.eq(self.first), loaded.eq(1), chosen.eq(0)]
-        m.d.comb += self.take.eq(self.valid & loaded & free)
-        with m.If((left == 1) & ending):
-            m.d.sync += loaded.eq(0)
-        emitted = self.walk(m, known, base, left, ending, free)
+            m.d.sync += [base.eq(self.first), chosen.eq(0)]
+        m.d.comb += [self.take.eq(self.valid & loaded & free), loaded_next.eq((loaded | self.begin) & ~((left == 1) & ending))]
+        emitted = self.walk(m, known, base, left, ending, free_next)
         self.pipeline(m, emitted, layer, kind)
         return m
 
-    def walk(self, m: Module, known: dict[str, Signal], base: Signal, left: Signal, ending: Signal, free: Signal) -> dict[str, Value]:
+    def walk(self, m: Module, known: dict[str, Signal], base: Signal, left: Signal, ending: Signal, free_next: Signal) -> dict[str, Value]:
         """Where results belong: what leaves the holding register in this cycle, with its place."""
         groups = self.pe // self.lanes
         hold = Signal(self.pe * self.bits, reset_less=True)
@@ -106,7 +106,7 @@ class Finisher(wiring.Component):
         word, lane, some = Signal.like(self.first, name="byte_word"), Signal(range(self.bytes)), Signal.like(rest, name="some")
         slot_now = Signal.like(slot, name="slot_now")
         last_pixel, last_fold = pixel == known["tile"] - 1, fold == known["folds"] - 1
-        m.d.sync += free.eq((left <= 1) | ((left == 2) & ~ending))
+        m.d.comb += free_next.eq((left <= 1) | ((left == 2) & ~ending))
         with m.If(left != 0):
             m.d.sync += [left.eq(left - 1), hold.eq(hold >> self.lanes * self.bits), index.eq(index + 1), some.eq(some - self.lanes)]
             m.d.sync += lane.eq(Mux(lane == self.bytes - self.lanes, 0, lane + self.lanes))
@@ -117,7 +117,7 @@ class Finisher(wiring.Component):
         with m.If(self.take):
             m.d.sync += [hold.eq(self.accs.as_value()), left.eq(groups), index.eq(0), some.eq(rest), slot_now.eq(slot)]
             m.d.sync += [word.eq(pixel_word + words), lane.eq(lane0), ending.eq(last_pixel & last_fold)]
-            m.d.sync += free.eq(~(last_pixel & last_fold) if groups == 1 else 0)
+            m.d.comb += free_next.eq(~(last_pixel & last_fold) if groups == 1 else 0)
             m.d.sync += [pixel.eq(pixel + 1), pixel_word.eq(pixel_word + known["words"])]
             with m.If(last_pixel):
                 carry = lane0 + self.pe % self.bytes >= self.bytes
