@@ -44,9 +44,10 @@ class Finisher(wiring.Component):
     ``clear``: what a word holds besides is 0; else it stays as it was. ``multiplier_bits``: of a signed factor that a slice takes; wider
     sums take two.
 
-    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``free_next``: a valid one would be taken in the next cycle; ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`;
-    ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``, ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``,
-    ``sum_valid``, ``sum_layer``: accumulators with bias as they pass, for the simulation.
+    Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``free_next``: a valid one would be taken in the next cycle;
+    ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`; ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``,
+    ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators with bias as they
+    pass, for the simulation.
     """
 
     def __init__(

@@ -103,14 +103,19 @@ class WindowTaps(wiring.Component):
         window, flags = self.window, []
         out_h, out_w = window.out_size(self.height, self.width)
         for axis, (name, size, count) in enumerate((("row", self.height, out_h), ("col", self.width, out_w))):
-            stride, pad = window.stride[axis], window.pad[axis]
+            stride, pad, advances = window.stride[axis], window.pad[axis], wraps[axis + 1]
             bits = (2 * size + pad + stride + window.kernel[axis] * window.dilation[axis]).bit_length() + 1
-            corner = Signal(signed(bits), init=-pad, name=f"{name}_corner")
-            ends, advances = (wraps[0], wraps[1]) if axis == 0 else (wraps[1], wraps[2])
+            # The corner of the output behind the one that is due: what is asked of it stands in registers when its turn comes.
+            corner = Signal(signed(bits), init=-pad + stride * (count > 1), name=f"{name}_corner")
+            of_tap = []
             with m.If(emit & advances):
-                m.d.sync += corner.eq(Mux(ends, -pad, corner + stride) if count > 1 else Const(-pad, signed(bits)))
-            steps = [k * window.dilation[axis] for k in range(window.kernel[axis])]
-            flags.append([(corner >= -s) & (corner < size - s) for s in steps])
+                m.d.sync += corner.eq(Mux(corner == (count - 1) * stride - pad, -pad, corner + stride))
+            for k in range(window.kernel[axis]):
+                at = k * window.dilation[axis]
+                of_tap.append(Signal(init=0 <= at - pad < size, name=f"{name}_inside{k}"))
+                with m.If(emit & advances):
+                    m.d.sync += of_tap[-1].eq((corner >= -at) & (corner < size - at))
+            flags.append(of_tap)
         return [flags[0][i] & flags[1][j] for i in self.rows for j in self.cols]
 
     def _line_buffer(self, m: Module, step: Value) -> list[Value]:
