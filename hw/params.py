@@ -111,7 +111,7 @@ class Window:
         return sizes[0], sizes[1]
 
 
-#: How much faster than its input a unit with a tight line buffer must be (hw.lib.window; strides of 1 and 2).
+#: How much faster than its input a unit with a tight line buffer must be (hw.lib.window; a stride of 2).
 RESTS = 2
 
 

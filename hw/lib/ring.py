@@ -36,16 +36,17 @@ class WindowRing:
     """The ring of a sliding window, in pixels of the input, positions counted along the rows.
 
     A window's first corner moves by ``pixel`` to the next output of a row, by ``row`` to the next row, by ``frame`` to
-    the next frame: all before it may be overwritten. ``pixels`` is the capacity: the window, its furthest move, so that
-    what the next window needs is fetched while this one is read, and any :func:`_backlog`. For a 3×3 window with
-    stride 1 that is two rows and four pixels. A tight ring of a window with a stride leaves out the move to the next row: two rows and
-    five pixels where stride 2 would take three. With stride 1 it leaves out the pixel that comes next.
+    the next frame: all before it may be overwritten, and with ``early`` the pixel at the corner itself as soon as the first tap is read:
+    no later window has it. ``pixels`` is the capacity: the window, its furthest move, so that what the next window needs is fetched while
+    this one is read, less that pixel, and any :func:`_backlog`. For a 3×3 window with stride 1 that is two rows and three pixels. A tight
+    ring of a window with a stride leaves out the move to the next row: two rows and five pixels where stride 2 would take three.
     """
 
     pixel: int
     row: int
     frame: int
     pixels: int
+    early: bool = False
 
 
 def window_ring(height: int, width: int, window: Window, tight: bool = False) -> WindowRing:
@@ -58,9 +59,10 @@ def window_ring(height: int, width: int, window: Window, tight: bool = False) ->
     if min(row, frame) < 0:  # padded so much that the corner would go back: keep two frames
         corner = window.pad[0] * width + window.pad[1]
         return WindowRing(0, 0, height * width, corner + 2 * height * width)
+    early = window.taps > 1 and min(row, frame) > 0
     if tight:
-        return WindowRing(sw, row, frame, span + (sw if sh > 1 else 0))
-    return WindowRing(sw, row, frame, span + max(sw, row, frame) + _backlog(height, width, window))
+        return WindowRing(sw, row, frame, span + (sw if sh > 1 else 0), early)
+    return WindowRing(sw, row, frame, span + max(sw, row, frame) - early + _backlog(height, width, window), early)
 
 
 def _backlog(height: int, width: int, window: Window) -> int:

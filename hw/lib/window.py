@@ -26,8 +26,8 @@ class WindowStage(wiring.Component):
     is one memory, a ring of ``depth`` beats (:func:`hw.lib.ring.window_ring`) shared by consecutive frames; input is
     taken whenever it has room. Unused lanes of the last group pass through.
 
-    ``tight``: what the next window needs is not stored ahead: one with a stride waits for the rows between two rows of outputs, one without
-    for its next pixel. It keeps up with input that comes evenly if it is :data:`hw.params.RESTS` times as fast as that.
+    ``tight``: of a window with a stride, the rows between two rows of outputs are not stored ahead, so it waits for them. It keeps up with
+    input that comes evenly if it is :data:`hw.params.RESTS` times as fast as that.
 
     Parameters: ``height``, ``width``, ``channels`` of the map; ``window``; ``i`` lanes of both streams; ``order``; ``fill``.
     Members: ``i``, ``o``: streams of ``i``. Raises ValueError if the window does not fit or an argument is out of range.
@@ -136,8 +136,13 @@ class WindowStage(wiring.Component):
         passed = Signal(ahead.shape(), init=leaves)
         with m.If(go):
             m.d.sync += passed.eq(Mux(ends, leaves, walk.choose(m, "passes", moves, counted)))
-        release = [self.ring.frame, self.ring.row, self.ring.pixel]
-        freed = walk.ready(m, go, "freed", [n * groups - 1 for n in release] + [-1] * (len(self.levels) - 2), counted)
+        # The corner's beats are free when the first tap has been read, what else a window leaves behind at its end.
+        release = [n - self.ring.early for n in (self.ring.frame, self.ring.row, self.ring.pixel)]
+        frees = [n * groups - 1 for n in release] + [-1] * (len(self.levels) - 2)
+        first = Cat(walk.at[n] == 0 for n in ("ky", "kx") if n in walk.at).all() if self.ring.early else Const(0)  # of the next word
+        freed = Signal(counted, init=0 if self.ring.early else frees[walk.first])
+        with m.If(go):
+            m.d.sync += freed.eq(Mux(first, 0, walk.choose(m, "frees", frees, counted)))
         m.d.comb += self.i.ready.eq(~room[-1])
         m.d.sync += [ahead.eq(add_carry(ahead, Mux(go, passed, 0), write)), room.eq(add_carry(room, Mux(go, freed, -1), ~write))]
         return ~ahead[-1]

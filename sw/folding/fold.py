@@ -183,16 +183,17 @@ def options(node: Node, types: list[TensorType], out: TensorType, arriving: int,
 
 
 def may_be_tight(node: Node) -> bool:
-    """Whether a node has a line buffer that may be tight (hw/lib/window.py)."""
-    return isinstance(node.op, Depthwise | MaxPool) and node.op.window.stride[0] <= RESTS
+    """Whether a node has a line buffer that may be tight (hw/lib/window.py): with stride 1 each is."""
+    return isinstance(node.op, Depthwise | MaxPool) and 1 < node.op.window.stride[0] <= RESTS
 
 
 def tighter(node: Node, folds: list[Fold]) -> list[Fold]:
-    """The same with tight line buffers, where a node has one whose stride is 1 or 2, and with weights in LUTs."""
-    if not may_be_tight(node):
-        return []
+    """The same with tight line buffers, where a node has one whose stride is 2, and a depthwise convolution's weights in LUTs."""
     kinds: tuple[RomKind, ...] = ("auto", "lut") if isinstance(node.op, Depthwise) else ("auto",)
-    return [replace(f, tight=tight, memory=kind) for f in folds if f.taps == 1 for tight in (True, False) for kind in kinds]
+    tights = (True, False) if may_be_tight(node) else (False,)
+    if len(kinds) == len(tights) == 1:
+        return []
+    return [replace(f, tight=tight, memory=kind) for f in folds if f.taps == 1 for tight in tights for kind in kinds]
 
 
 def packed(node: Node, x: TensorType, fold: Fold) -> int:
@@ -238,7 +239,7 @@ def checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) ->
         raise CompileError(f"{node.name} ({node.op.name}): lanes must divide {_common(node, types)}, not {fold.lanes_in}")
     if fold.tight and (not may_be_tight(node) or fold.taps != 1):
         raise CompileError(
-            f"{node.name} ({node.op.name}): a tight line buffer is for depthwise convolutions and max pools of stride 1 or 2 "
+            f"{node.name} ({node.op.name}): a tight line buffer is for depthwise convolutions and max pools of stride 2 "
             "at one tap a cycle"
         )
     if fold.taps != 1 and (not isinstance(node.op, Depthwise) or fold.taps not in (node.op.window.kernel[1], node.op.window.taps)):
