@@ -170,6 +170,15 @@ def job_cycles(plan: EnginePlan, channels: int, outs: int, tile: int, row: int) 
     return max(fold * -(-outs // plan.pe), words(plan, channels, outs, row))
 
 
+def least_cycles(graph: Graph, plan: EnginePlan, convs: Sequence[Node]) -> int:
+    """A bound below the cycles of the jobs of ``convs``, whatever their tiles are and however fast their weights come."""
+    total = 0
+    for conv in convs:
+        x, out = graph.tensors[conv.inputs[0]].type, graph.tensors[conv.outputs[0]].type
+        total += x.pixels * max(-(-x.channels // plan.simd), plan.pe // plan.lanes) * -(-out.channels // plan.pe)
+    return total
+
+
 def cycles(graph: Graph, plan: EnginePlan) -> int:
     """Cycles a frame that all jobs take: the engine's ``frame_cycles``, without building it."""
     total, layers = 0, members(graph, plan)

@@ -11,7 +11,7 @@ from sw.estimate import Area
 from sw.folding import spill
 from sw.folding.fold import Fold
 from sw.folding.schedule import size_fifos
-from sw.folding.search import Choice, search, shares_of
+from sw.folding.search import Choice, Search, room_of, search, shares_of
 from sw.graph import Graph
 from sw.lower import Design, lower
 from sw.targets import Device
@@ -33,10 +33,14 @@ def fit(
 ) -> Choice:  # fmt: skip
     """What a search finds that knows its queues and gearboxes: it looks twice, and more often if the engine's tiles had to go to external
     memory and the design still does not fit. Errors as of :func:`sw.folding.search.search`."""
-    around = Area()
+    around, near = Area(), 0
+    like = Search(graph, room_of(device, target), multiplier or device.multiplier, {})
     for look in range(LOOKS):
         step(f"choosing foldings, {'beside queues and gearboxes' if look else 'a first time'}")
-        choice = search(graph, device, target=target, multiplier=multiplier, pins=pins, engine=engine, around=around, step=step)
+        choice = search(
+            graph, device, target=target, multiplier=multiplier, pins=pins, engine=engine, around=around, near=near, like=like, step=step
+        )
+        near = choice.interval
         if look and (choice.engine is None or choice.engine.store == "chip"):
             break
         step("building units and sizing FIFOs")

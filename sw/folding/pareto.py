@@ -10,7 +10,7 @@ from sw import estimate
 from sw.errors import CompileError
 from sw.folding.fold import floor_cycles
 from sw.folding.schedule import size_fifos
-from sw.folding.search import Choice, search
+from sw.folding.search import Choice, Search, search
 from sw.frontends import qonnx
 from sw.lower import lower
 from sw.passes import run_all
@@ -30,7 +30,8 @@ def pareto_points(
     graph, _ = run_all(qonnx.load(model))
     first = floor_cycles(graph)
     step("queues and gearboxes")
-    slow = search(graph, device, target=first * SPAN, multiplier=multiplier)
+    like = Search(graph, device, multiplier or device.multiplier, {})
+    slow = search(graph, device, target=first * SPAN, multiplier=multiplier, like=like)
     design = lower(graph, slow.folds, slow.engine)
     design.links = size_fifos(design)
     around = estimate.around(design)
@@ -39,7 +40,7 @@ def pareto_points(
         target = round(first * SPAN ** (k / (POINTS - 1)))
         step(f"{target:,} cycles a frame")
         try:
-            choice = search(graph, device, target=target, multiplier=multiplier, around=around)
+            choice = search(graph, device, target=target, multiplier=multiplier, around=around, like=like)
         except CompileError:
             continue
         found.append(_record(choice, clock_hz))

@@ -27,6 +27,7 @@ from sw.folding.fold import Fold, checked, cycles, floor_cycles, options, produc
 from sw.folding.share import arrangements
 from sw.graph import Graph, Node
 from sw.ops import AveragePool, Concat, Conv, Decode, Deform, Depthwise, MaxPool, Split
+from sw.ops.base import weight_range
 from sw.targets import Device
 
 Shares = npt.NDArray[np.float64]
@@ -43,6 +44,8 @@ LANE = 1e-4
 FULL = 1.0
 #: The search ends when feasible and infeasible interval are this close.
 CLOSE = 1.03
+#: Where it first looks about an interval that is expected, as a factor.
+NEAR = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,22 @@ class Search:
         self.area: Callable[[int, Fold], Area] = like.area if like else cache(self._area)
         #: Whether line buffers may be tight: where tiles had to go to memory nothing else is left.
         self.tight = engine is not None and engine.store == "memory"
-        self.tried: Callable[[int, int], Options] = like.tried if like and like.tight == self.tight else cache(self._tried)
+        self.tried: Callable[[int, int], Options] = like.tried if like and like.tight == self.tight else self._twins()
+
+    def _twins(self) -> Callable[[int, int], Options]:
+        """:meth:`_tried`, once for all convolutions that differ only in their weights' values."""
+        first: dict[object, int] = {}
+        same = [first.setdefault(self._sizes(k), k) for k in range(len(self.graph.nodes))]
+        tried = cache(self._tried)
+        return lambda index, arriving: tried(same[index], arriving)
+
+    def _sizes(self, index: int) -> object:
+        """What a node's options and their areas depend on."""
+        node = self.graph.nodes[index]
+        if not isinstance(node.op, Conv):
+            return index
+        types = self.graph.types([*node.inputs, *node.outputs])
+        return (*types, node.op.window, weight_range(node.op), int(node.op.bias.min()), int(node.op.bias.max()))
 
     def _area(self, index: int, fold: Fold) -> Area:
         node = self.graph.nodes[index]
@@ -209,19 +227,21 @@ def search(
     pins: Mapping[str, Fold] | None = None,
     engine: EnginePlan | None = None,
     around: Area = NOTHING,
+    near: int = 0,
+    like: Search | None = None,
     step: Callable[[str], None] = lambda _: None,
 ) -> Choice:
     """The shortest interval that fits ``device`` (``target`` None), or the smallest area at ``target`` cycles a frame.
 
     Where the device has external memory, a shared engine for the layers with most weights and deformable maps in memory are tried
     beside everything on chip (sw/folding/share.py); ``engine`` pins a plan instead. ``around``: area that queues, gearboxes
-    and forks will take.
+    and forks will take. ``near``: an interval near which the shortest is expected (0: anywhere); ``like``: a search of the same graph,
+    device and multipliers, whose areas are known.
 
     CompileError if nothing fits, naming the resource that is short. Areas are estimates (sw/estimate), so the fastest leaves some of the
     device free (``fill``); what a target takes is for the caller to judge.
     """
-    room = device if target is not None else device.filled
-    base = Search(graph, room, multiplier or device.multiplier, pins or {}, engine, around=around)
+    base = Search(graph, room_of(device, target), multiplier or device.multiplier, pins or {}, engine, like, around)
     if target is not None:
         found = _best(base, target, free=engine is None)
         if found.folds is None:
@@ -232,9 +252,13 @@ def search(
     if best.folds is None or best.share > 1:
         raise CompileError(f"{device.name} is too small even at {high} cycles a frame: {_short(best, device)}")
     high = max(_times(best.state, best.folds).values())
-    too_short = 0
+    too_short, reach = 0, NEAR
     while high > low * CLOSE:
         middle = round(math.sqrt(low * high))
+        if near:
+            middle, reach = round(min(max(middle, near / reach), near * reach)), reach * reach
+        if not low < middle < high:
+            middle = round(math.sqrt(low * high))
         step(f"folding: {middle:,} cycles a frame?")
         found = _best(base, middle, free=engine is None)
         if found.folds is not None and found.share <= 1:
@@ -244,6 +268,11 @@ def search(
             too_short = max(too_short, middle if found.bound > 1 else 0)
     assert best.folds is not None
     return _choice(best.state, best.folds, too_short, device)
+
+
+def room_of(device: Device, target: int | None) -> Device:
+    """What a search may use of a device."""
+    return device if target is not None else device.filled
 
 
 @dataclass(frozen=True, kw_only=True)

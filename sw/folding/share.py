@@ -9,7 +9,19 @@ from typing import Literal
 
 from hw.lib.collect import LEAST_GROUPS
 from hw.params import Multiplier
-from sw.engine import ENGINE_WAIT, EnginePlan, Place, columns, cycles, job_cycles, multipliers, requant_of, weights_of, words
+from sw.engine import (
+    ENGINE_WAIT,
+    EnginePlan,
+    Place,
+    columns,
+    cycles,
+    job_cycles,
+    least_cycles,
+    multipliers,
+    requant_of,
+    weights_of,
+    words,
+)
 from sw.folding import spill
 from sw.folding.deform_memory import lanes_in_word, most_traffic
 from sw.folding.fold import Fold, in_memory
@@ -118,6 +130,8 @@ def fitted(
     for pe in range(int(first), 6 * int(first) + 8):
         lanes = 1 if pe % 2 else 2
         plan = EnginePlan(pe=pe, simd=simd, lanes=lanes, multiplier=multiplier, data_bits=device.memory_bits)
+        if least_cycles(graph, plan, nodes) > LOAD * target:
+            continue  # the tiles need not be looked for
         tiled = with_tiles(graph, device, plan, nodes, target, spent)
         if tiled is None:
             return None

@@ -9,7 +9,7 @@ from hw.lib.movers import AHEAD, MARGIN
 from hw.lib.spool import BLOCK
 from hw.params import Multiplier
 from hw.top import Link
-from sw.engine import EnginePlan, Place, columns, job_cycles, members, requant_of, weights_of, words
+from sw.engine import EnginePlan, Place, columns, job_cycles, least_cycles, members, requant_of, weights_of, words
 from sw.graph import Graph, Node
 from sw.lower import Design, in_ports
 from sw.targets import Device
@@ -46,6 +46,8 @@ def plan(
         if pe % 2:
             continue  # two requantizers
         made = EnginePlan(pe=pe, simd=simd, lanes=2, multiplier=multiplier, data_bits=device.memory_bits, store="memory")
+        if least_cycles(graph, made, nodes) > LOAD * target:
+            continue  # the tiles need not be looked for
         tiled = with_tiles(graph, device, made, nodes, target, spent)
         if tiled is not None and busy(graph, device, tiled, target, spent) <= LOAD * target:
             return tiled
