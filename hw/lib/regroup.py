@@ -81,21 +81,22 @@ class Regroup(Unit):
         n_in, n_out = self.i_lanes.beats(self.channels), self.o_lanes.beats(self.channels)
         held = Signal(self.i_lanes.width, reset_less=True)
         rest, taken = Signal(range(ratio + 1)), Signal(range(n_in))  # beats left in the register; beats of the pixel
+        empty, one = Signal(init=1), Signal()  # rest == 0, rest == 1: ready goes far, so it should come from registers
         last = taken == n_in - 1
         # A register slice on the narrow side, where it is cheap, keeps the ready of what follows from the wide side.
         m.submodules.slice = narrow = Fifo(self.o_lanes, 2)
         wiring.connect(m, narrow.o, wiring.flipped(self.o))
-        empty = rest == 0
         m.d.comb += [
             narrow.i.valid.eq(~empty),
             narrow.i.payload.as_value().eq(held),
-            self.i.ready.eq(empty | ((rest == 1) & narrow.i.ready)),
+            self.i.ready.eq(empty | (one & narrow.i.ready)),
         ]
+        final = n_out - (n_in - 1) * ratio  # beats out of a pixel's last beat in
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [held.eq(self.arrived(m, last)), taken.eq(Mux(last, 0, taken + 1))]
-            m.d.sync += rest.eq(Mux(last, n_out - (n_in - 1) * ratio, ratio))
+            m.d.sync += [rest.eq(Mux(last, final, ratio)), empty.eq(0), one.eq(Mux(last, final == 1, ratio == 1))]
         with m.Elif(~empty & narrow.i.ready):
-            m.d.sync += [held.eq(held >> self.o_lanes.width), rest.eq(rest - 1)]
+            m.d.sync += [held.eq(held >> self.o_lanes.width), rest.eq(rest - 1), empty.eq(one), one.eq(rest == 2)]
 
     def collect(self, m: Module, ratio: int) -> None:
         """Narrow to wide: each beat has its place; the first clears the others."""
