@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def build(
 ) -> Path:  # fmt: skip
     """The program for this Verilog, from the cache if the same text was built before. DeviceError if Verilator refuses it."""
     header = ports_header(image, outputs, probes, memories, controls or {})
+    verilog = reset_in_register(verilog, top)
     sources = [MAIN, MAIN.with_name("memory.h")]
 
     def make(folder: Path) -> None:
@@ -135,6 +137,22 @@ def build(
 
     key: list[str | bytes] = ["harness", version("verilator"), " ".join(FLAGS), MAKE, *(s.read_bytes() for s in sources), header, verilog]
     return cached_build(key, make) / "accelerator"
+
+
+def reset_in_register(verilog: str, top: str) -> str:
+    """The text with the reset of module ``top`` from a register behind a port ``rst_in``.
+
+    All that is to be in a register next depends on the reset. As long as that is an input, Verilator computes all of it anew whenever
+    inputs may have changed, twice a cycle; this makes simulations twice as fast.
+    """
+    port, declared = re.compile(r"\brst\b"), "  input rst;\n  wire rst;\n"
+    register = "  input rst_in;\n  wire rst_in;\n  reg rst = 1;\n  always @(posedge clk) rst <= rst_in;\n"
+    start = verilog.find(f"module {top}(")
+    header, end = verilog.find(");", start), verilog.find("endmodule", start)
+    if start < 0 or len(port.findall(verilog, start, header)) != 1 or verilog.count(declared, header, end) != 1:
+        raise DeviceError(f"the Verilog has no module {top} with a reset port; compile it again")
+    ports, body = port.sub("rst_in", verilog[start:header]), verilog[header:end].replace(declared, register)
+    return verilog[:start] + ports + body + verilog[end:]
 
 
 def verilator_root() -> Path:

@@ -114,9 +114,7 @@ int main(int argc, char** argv) {
     std::vector<uint64_t> frame_start;
     uint64_t sent = 0, cycle = 0, quiet = 0, done = 0, shown = 0;
     bool offering = false;
-    top.rst = 1, top.clk = 0;
-    for (int k = 0; k < 4; ++k) top.clk = 0, top.eval(), top.clk = 1, top.eval();
-    top.rst = 0;
+    for (int k = 0; k < 5; ++k) top.rst_in = k < 4, top.clk = 0, top.eval(), top.clk = 1, top.eval();
     while (done < OUTPUTS && quiet < watchdog) {
         top.clk = 0;
         if (!offering && sent < in_beats && random.chance(p_valid)) {
