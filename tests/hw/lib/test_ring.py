@@ -16,6 +16,7 @@ WINDOWS = [
     Window(kernel=(2, 2), stride=(3, 3)),
     Window(kernel=(3, 2), stride=(1, 2), dilation=(2, 3), pad=(2, 1, 2, 2)),
     Window(kernel=(2, 2), pad=(1, 1, 1, 1)),
+    Window(kernel=(1, 2), pad=(0, 1, 0, 1)),  # the next row begins where the corner is
 ]
 
 
