@@ -1,4 +1,5 @@
 """The static schedule: its arithmetic against plain loops, and the depths that come out of it."""
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,3 +107,26 @@ def test_a_fork_behind_the_engine_keeps_its_branches_in_step(tmp_path: Path) -> 
     assert isinstance(deform.op, Deform)
     rows = deform.op.ring(graph.types(deform.inputs)[0]).last_read(0) + 1
     assert depth >= 16 * rows - 1
+
+
+@pytest.mark.rtl
+def test_tight_line_buffers_behind_each_other_do_not_stop_their_input(tmp_path: Path) -> None:
+    """A pool gives its rows in bursts, the depthwise convolution behind it likewise: a layer that takes nearly the whole interval has
+    room for them (config e took 8/7 of its interval)."""
+    w = QonnxWriter(32, 256, seed=5)
+    x = w.max_pool(w.conv(w.image, "stem", 8, kernel=3, stride=2, bits=8), "pool")
+    x = w.conv(x, "dw", 8, kernel=3, stride=2, depthwise=True, relu=False)
+    model = w.save(tmp_path / "m.onnx", [w.conv(x, "pw", 64, relu=False)])
+    graph = compiler.load_graph(model)
+    lanes = {"conv": [(3, 2), (1, 1)], "max_pool": [(1, 1)], "depthwise": [(1, 1)]}  # stem 73,728 cycles, then 36,864, 9,216, 65,536
+    pins = {}
+    for node in graph.nodes:
+        if node.op.name in lanes:
+            lanes_in, lanes_out = lanes[node.op.name].pop(0)
+            pins[node.name] = {"lanes_in": lanes_in, "lanes_out": lanes_out, "tight": node.op.name in ("max_pool", "depthwise")}
+    (tmp_path / "folding.json").write_text(json.dumps(pins))
+    record = compiler.compile(model, tmp_path / "compiled", target_cycles=73_728, folding=tmp_path / "folding.json")
+    assert record["interval_cycles"] == 73_728
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 256, 3))
+    starts = [start for start, _ in VerilatorAccelerator(tmp_path / "compiled").run(images).cycles]
+    assert np.diff(starts).max() <= 1.01 * 73_728
