@@ -29,7 +29,8 @@ def test_only_the_tops_reset_goes_through_a_register() -> None:
 
 
 @pytest.mark.parametrize(("text", "top"), [
-    (TOP, "other"), (TOP.replace(", rst, o__valid", ", o__valid"), "accelerator"), (TOP.replace("wire rst;\n  part", "part"), "accelerator"),
+    (TOP, "other"), (TOP.replace(", rst, o__valid", ", o__valid"), "accelerator"),
+    (TOP.replace("wire rst;\n  part", "part"), "accelerator"),
 ], ids=["no such module", "no port", "not declared"])  # fmt: skip
 def test_verilog_without_a_reset_is_refused(text: str, top: str) -> None:
     with pytest.raises(DeviceError, match=f"no module {top} with a reset port"):
