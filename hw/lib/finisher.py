@@ -74,7 +74,7 @@ class Finisher(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         layer, loaded, chosen, left, ending = Signal(range(len(self.layers))), Signal(), Signal(), Signal(range(self.pe + 1)), Signal()
-        # Nothing is left to leave, or the last of it leaves now and the job goes on; a register, as is what it will be next.
+        # Nothing is left to leave, or the last of it leaves now and the job goes on; told a cycle ahead, too, for what hangs on it.
         free, free_next, loaded_next = Signal(init=1), Signal(), Signal()
         m.d.comb += self.free_next.eq(free_next & loaded_next)
         m.d.sync += [free.eq(free_next), loaded.eq(loaded_next)]

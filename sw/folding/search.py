@@ -23,6 +23,7 @@ from sw.engine import ENGINE, EnginePlan
 from sw.engine import cycles as engine_cycles
 from sw.errors import CompileError
 from sw.estimate import Area
+from sw.estimate.parts import constants_bits
 from sw.folding.fold import Fold, checked, cycles, floor_cycles, options, products, shared_folds, tighter
 from sw.folding.share import arrangements
 from sw.graph import Graph, Node
@@ -117,7 +118,8 @@ class Search:
         if not isinstance(node.op, Conv):
             return index
         types = self.graph.types([*node.inputs, *node.outputs])
-        return (*types, node.op.window, weight_range(node.op), int(node.op.bias.min()), int(node.op.bias.max()))
+        bias = constants_bits(int(node.op.bias.min()), int(node.op.bias.max()))
+        return (*types, node.op.window, weight_range(node.op), bias)
 
     def _area(self, index: int, fold: Fold) -> Area:
         node = self.graph.nodes[index]

@@ -11,7 +11,7 @@ from sw.folding.fold import Fold, cycles, floor_cycles, products
 from sw.folding.search import Search, search, shares_of
 from sw.graph import Graph
 from sw.targets import DEVICES, target_of
-from sw.testing import micro_network
+from sw.testing import QonnxWriter, micro_network
 
 ZU3EG = DEVICES["xczu3eg"]
 
@@ -74,3 +74,19 @@ def test_what_cannot_be_is_refused_with_the_reason(graph: Graph) -> None:
         search(graph, ZU3EG, pins={"nothing": Fold(lanes_in=1, lanes_out=1)})
     with pytest.raises(CompileError, match="device must be one of lfe5u-85f, xczu3eg, not 'z'"):
         target_of("z")
+
+
+def test_equal_convolutions_share_options_that_are_their_own(tmp_path: Path) -> None:
+    """Convolutions that differ only in their weights' values are looked at once; one of another range of weights is not among them."""
+    w = QonnxWriter(8, 8, seed=2)
+    x = w.image
+    for k, bits in enumerate((8, *[4] * 8, 8)):
+        x = w.conv(x, f"c{k}", 12, bits=bits)
+    graph = load_graph(w.save(tmp_path / "m.onnx", [x]))
+    state = Search(graph, ZU3EG, "packed27", {})
+    convs = [k for k, n in enumerate(graph.nodes) if n.op.name == "conv"]
+    for k in convs:
+        shared, own = state.tried(k, 0), state._tried(k, 0)
+        assert shared.folds == own.folds and (shared.times == own.times).all() and np.array_equal(shared.shares, own.shares)
+    assert len({id(state.tried(k, 0)) for k in convs[1:9]}) < 8, "some are equal"
+    assert state.tried(convs[1], 0) is not state.tried(convs[9], 0)
