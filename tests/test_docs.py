@@ -1,4 +1,5 @@
 """The examples in README.md and docs/ run."""
+import doctest
 import re
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def test_example_runs(name: str, k: int, code: str) -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 4
+
+
+def test_sessions_say_what_is_written() -> None:
+    results = [doctest.testfile(str(path), module_relative=False) for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
+    assert sum(r.attempted for r in results) >= 3 and not any(r.failed for r in results)
 
 
 def test_links_lead_somewhere() -> None:
