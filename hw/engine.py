@@ -271,6 +271,7 @@ class EngineUnit(Unit):
                 with m.If(ends["folds"]):
                     m.d.sync += running.eq(0)
         m.d.comb += [loader.done.eq(issue & pixel_ends), ins.release.eq(issue & pixel_ends & ends["folds"])]
+        m.d.comb += ins.spent.eq(issue & ends["folds"])
         m.d.comb += [ins.addr.eq(place), ins.en.eq(step), loader.row.eq(at["beats"]), loader.en.eq(step)]
         m.d.comb += [loader.step.eq(issue), loader.again.eq(ends["beats"] & ~ends["pixels"])]
         # Block RAM is slow: nothing but a register behind it.
@@ -284,8 +285,8 @@ class EngineUnit(Unit):
     def finish(self, m: Module) -> None:
         """Accumulators to the finisher, bytes to the pool; the sums for the simulation."""
         end, outs, loader = self.finisher, self.tiles.outs, self.loader
-        m.d.comb += [end.accs.eq(self.core.o), end.valid.eq(self.core.done), end.first.eq(outs.first), end.parameters.eq(loader.parameters)]
-        m.d.comb += [loader.slot.eq(end.slot), loader.word.eq(end.word)]
+        m.d.comb += [end.accs.eq(self.core.o), end.valid.eq(self.core.done), end.first.eq(outs.first), end.ready.eq(outs.ready)]
+        m.d.comb += [end.parameters.eq(loader.parameters), loader.slot.eq(end.slot), loader.word.eq(end.word)]
         m.d.comb += [getattr(outs, n).eq(getattr(end, n)) for n in OutPool.FILL]
         for n in range(len(self.layers)):
             seen = getattr(self, f"acc{n}")

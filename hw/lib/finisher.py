@@ -45,9 +45,9 @@ class Finisher(wiring.Component):
     sums take two.
 
     Members: ``job``: the layers in turn; ``accs``, ``valid``, ``take``; ``free_next``: a valid one would be taken in the next cycle;
-    ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`; ``filling``, ``begin``, ``first``, ``addr``, ``mask``, ``data``,
-    ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators with bias as they
-    pass, for the simulation.
+    ``slot``, ``word``, ``parameters``: as of :class:`SlabLoader`; ``filling``, ``ready``, ``begin``, ``first``, ``addr``, ``mask``,
+    ``data``, ``finish``, ``finished``: :func:`hw.lib.tiles.result_port`; ``sum``, ``sum_valid``, ``sum_layer``: accumulators with bias as
+    they pass, for the simulation.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Finisher(wiring.Component):
         m.d.comb += self.free_next.eq(free_next & loaded_next)
         m.d.sync += [free.eq(free_next), loaded.eq(loaded_next)]
         # A job in two steps: its number, then what is known of it.
-        m.d.comb += [self.job.ready.eq(~chosen & ~loaded), self.filling.eq(layer), self.begin.eq(chosen & ~loaded)]
+        m.d.comb += [self.job.ready.eq(~chosen & ~loaded), self.filling.eq(layer), self.begin.eq(chosen & ~loaded & self.ready)]
         with m.If(self.job.ready & self.job.valid):
             m.d.sync += [layer.eq(self.job.payload[0]), chosen.eq(1)]
         constants = {n: [getattr(f, n) for f in self.layers] for n in ("tile", "folds", "channels", "words")}

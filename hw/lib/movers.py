@@ -115,9 +115,9 @@ class BlockWriter(Mover):
     Takes block + 6 cycles a block of a tile, and ``ratio`` · block + 6 of staging, whose words are narrower by that much.
 
     Members: ``full``, ``claim``, ``stage``, ``release``, ``first``, ``addr``, ``en``, ``data``: the staging pool's
-    (:class:`hw.lib.pool.InPool`); ``job``: tiles in the order of their release; ``freed``: one is read; ``ring_addr``, ``ring_data`` a
-    cycle after; ``counters``: :func:`lookup`; ``memory``: :class:`WritePort`; ``landed``: a stream of the queues whose next block is in
-    memory.
+    (:class:`hw.lib.pool.InPool`); ``job``: tiles in the order of their release; ``spent``: a word of one is read; ``freed``: its last;
+    ``ring_addr``, ``ring_data`` a cycle after; ``counters``: :func:`lookup`; ``memory``: :class:`WritePort`; ``landed``: a stream of the
+    queues whose next block is in memory.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class BlockWriter(Mover):
         super().__init__({
             "full": In(stages), "claim": Out(1), "stage": Out(range(stages)), "release": Out(1), "first": In(range(depth)),
             "addr": Out(range(depth)), "en": Out(1), "data": In(port.data_bits // ratio),
-            "job": In(stream.Signature(job_layout(queues, ring, most))), "freed": Out(1),
+            "job": In(stream.Signature(job_layout(queues, ring, most))), "spent": Out(1), "freed": Out(1),
             "ring_addr": Out(range(ring)), "ring_data": In(port.data_bits),
             "counters": Out(lookup(port.address_bits, queues)), "memory": Out(port),
             "landed": Out(stream.Signature(unsigned(number.bits))),
@@ -172,6 +172,7 @@ class BlockWriter(Mover):
             m.d.sync += [running.eq(1), step.eq(0), at.eq(self.first)]
         m.d.comb += [self.addr.eq(at), self.en.eq(1), self.ring_addr.eq(place), self.release.eq(running & last & ~tile)]
         m.d.comb += [self.copied.eq(final), self.freed.eq(running & last & tile & (left == 1))]
+        m.d.comb += self.spent.eq(running & tile)
         m.d.sync += [coming.eq(running), final.eq(running & last)]
         with m.If(running):
             m.d.sync += [step.eq(step + 1), at.eq(at + 1)]

@@ -60,9 +60,10 @@ class Spool(wiring.Component):
     their order, and the results lie in a ring of ``results`` words until they are in the layer's queue behind. So a layer costs two
     blocks on each side, whatever its tiles are.
 
-    A job is offered only if a tile has landed and its results have room in both rings and in the queue behind, so nobody ever waits for
-    room with a job in its hands. A layer that lacks only room in the rings keeps its turn until the jobs before it make some, which they
-    do by themselves; so large tiles do not starve. Throughput: a word a cycle each way, less 6 cycles a block.
+    A job is offered only if a tile has landed and has room in the ring, and its results in the queue behind. A layer that lacks only room
+    in the ring keeps its turn until the jobs before it make some, which they do by themselves; so large tiles do not starve. Room in the
+    ring of results is made by themselves, too, so a claimed job may wait for it: its operands and weights come meanwhile. Throughput: a
+    word a cycle each way, less 6 cycles a block.
 
     Parameters: ``plain``: streams that only wait; ``fronts``, ``backs``: of each layer; ``base``: byte of the region where queues begin.
     ValueError if tiles are no whole blocks, or larger than the rings.
@@ -126,7 +127,7 @@ class Spool(wiring.Component):
             self.look_up(m, name, mover, counts, own)
         self.land(m, counts["landed"])
         if self.fronts:
-            self.rings(m, *self.offers(m, counts))
+            self.rings(m, self.offers(m, counts), self.promise(m))
         return m
 
     def stage(self, m: Module) -> None:
@@ -160,11 +161,10 @@ class Spool(wiring.Component):
         m.d.comb += [read.addr.eq(queue.payload), read.en.eq(1), queue.ready.eq(found)]
         m.d.comb += [write.addr.eq(queue.payload), write.data.eq(read.data + 1), write.en.eq(found)]
 
-    def offers(self, m: Module, counts: dict[str, Any]) -> tuple[Bump, Bump]:
+    def offers(self, m: Module, counts: dict[str, Any]) -> Bump:
         """A layer every four cycles: does it have a tile, and its results room?"""
         n, first = len(self.fronts), len(self.plain)
         m.submodules.operand_room = operands = Bump(self.operands)
-        m.submodules.result_room = results = Bump(self.results)
         m.submodules.claimed, m.submodules.promised = own = [ram(COUNT_BITS, max(n, 2), "lut") for _ in range(2)]
         turn = Signal(range(n))
         landed, asked = counts["landed"].read_port(), counts["asked"].read_port()
@@ -177,7 +177,7 @@ class Spool(wiring.Component):
         m.d.sync += [known[name].eq(choose(m, f"{name}_of", turn, v)) for name, v in sizes.items()]
         m.d.sync += limit.eq(choose(m, "limit_of", turn, [w.capacity - MARGIN - w.blocks(self.ratio) for w in self.backs]))
         words = (BLOCK - 1).bit_length()
-        m.d.comb += [operands.size.eq(known["take"] << words), results.size.eq(known["give"] << words)]
+        m.d.comb += operands.size.eq(known["take"] << words)
         whole, space, room = Signal(), Signal(), Signal()
         m.d.comb += self.offered.eq(turn)
         with m.FSM(name="offers"):
@@ -185,12 +185,12 @@ class Spool(wiring.Component):
                 m.next = "SUM"
             with m.State("SUM"):
                 m.d.sync += whole.eq((landed.data - claimed.data)[:COUNT_BITS] >= known["take"])
-                m.d.sync += [space.eq((promised.data - asked.data)[:COUNT_BITS] <= limit), room.eq(operands.room & results.room)]
+                m.d.sync += [space.eq((promised.data - asked.data)[:COUNT_BITS] <= limit), room.eq(operands.room)]
                 m.next = "OFFER"
             with m.State("OFFER"):
                 m.d.comb += self.offer.eq(whole & space & room & self.reader.job.ready)
                 with m.If(self.claim):
-                    m.d.comb += [operands.take.eq(1), results.take.eq(1)]
+                    m.d.comb += operands.take.eq(1)
                 with m.If(self.claim | ~(whole & space)):
                     m.d.sync += turn.eq(successor(turn, n))
                     m.next = "FETCH"
@@ -202,7 +202,23 @@ class Spool(wiring.Component):
         job = self.reader.job
         m.d.comb += [job.valid.eq(self.claim), job.payload.queue.eq(turn + first), job.payload.first.eq(operands.next)]
         m.d.comb += job.payload.blocks.eq(known["take"])
-        return operands, results
+        return operands
+
+    def promise(self, m: Module) -> Bump:
+        """Room in the ring of results for the claimed jobs, in their order, when the jobs before them have made it."""
+        sizes = [w.blocks(self.ratio) * BLOCK for w in self.backs]
+        m.submodules.result_room = results = Bump(self.results)
+        m.submodules.waiting = waiting = Fifo(Lanes(lanes=1, bits=max(len(self.offered), 1), signed=False), PIECES, "registers")
+        place = Lanes(lanes=1, bits=len(results.next), signed=False)
+        m.submodules.begun = begun = Fifo(place, PIECES, "registers")
+        m.d.comb += [waiting.i.valid.eq(self.claim), waiting.i.payload[0].eq(self.offered)]
+        known, room, size = Signal(), Signal(), Signal.like(results.size)
+        m.d.comb += [results.size.eq(size), results.take.eq(room & begun.i.ready), waiting.o.ready.eq(results.take)]
+        m.d.sync += [size.eq(choose(m, "result_words", waiting.o.payload[0], sizes)), known.eq(waiting.o.valid & ~results.take)]
+        m.d.sync += room.eq(known & results.room & ~results.take)
+        m.d.comb += [begun.i.valid.eq(room), begun.i.payload[0].eq(results.next)]
+        m.d.comb += [self.outs.ready.eq(begun.o.valid), self.outs.first.eq(begun.o.payload[0]), begun.o.ready.eq(self.outs.begin)]
+        return results
 
     def rings(self, m: Module, operands: Bump, results: Bump) -> None:
         """The engine's tiles: operands as they arrive, results as they are finished."""
@@ -214,15 +230,12 @@ class Spool(wiring.Component):
         m.d.comb += [read.addr.eq(ins.addr), read.en.eq(ins.en), ins.data.eq(read.data), ins.first.eq(operands.oldest)]
         here = Signal(range(PIECES + 1))
         m.d.sync += here.eq(here + reader.arrived - ins.release)
-        m.d.comb += [ins.loaded.eq(here != 0), operands.free.eq(ins.release)]
+        m.d.comb += [ins.loaded.eq(here != 0), operands.free.eq(ins.release), operands.spent.eq(ins.spent)]
         m.submodules.results = memory = ram(data.ArrayLayout(8, self.bytes), self.results)
         write, read = memory.write_port(granularity=1), memory.read_port()
         m.d.comb += [write.addr.eq(outs.addr), write.en.eq(outs.mask), write.data.as_value().eq(outs.data)]
         m.d.comb += [read.addr.eq(writer.ring_addr), read.en.eq(1), writer.ring_data.eq(read.data), results.free.eq(writer.freed)]
-        place = Lanes(lanes=1, bits=len(results.next), signed=False)
-        m.submodules.begun = begun = Fifo(place, PIECES, "registers")
-        m.d.comb += [begun.i.valid.eq(self.claim), begun.i.payload[0].eq(results.next)]
-        m.d.comb += [outs.first.eq(begun.o.payload[0]), begun.o.ready.eq(outs.begin)]
+        m.d.comb += results.spent.eq(writer.spent)
         m.submodules.done = done = Fifo(Lanes(lanes=1, bits=max((n - 1).bit_length(), 1), signed=False), PIECES, "registers")
         m.d.comb += [done.i.valid.eq(outs.finish), done.i.payload[0].eq(outs.finished)]
         job, layer = writer.job, done.o.payload[0]

@@ -15,19 +15,19 @@ from hw.units.base import signature
 
 def operand_port(depth: int, width: int, layers: int) -> wiring.Signature:
     """A claimed tile as the engine reads it: ``addr``, ``en``, ``data`` a cycle after; ``first`` word of the oldest claimed one of layer
-    ``released``, which ``release`` gives back; ``loaded``: it is there."""
+    ``released``, which ``release`` gives back; ``spent``: the next of its words is not needed any more; ``loaded``: it is there."""
     return wiring.Signature({
         "addr": Out(range(depth)), "en": Out(1), "data": In(width), "loaded": In(1), "first": In(range(depth)),
-        "release": Out(1), "released": Out(range(layers)),
+        "spent": Out(1), "release": Out(1), "released": Out(range(layers)),
     })  # fmt: skip
 
 
 def result_port(depth: int, size: int, layers: int) -> wiring.Signature:
-    """A promised tile as the engine fills it: ``addr``, ``mask`` (a bit a byte), ``data``, written each cycle; ``first`` word of the tile
-    that layer ``filling`` fills next, ``begin`` takes it; with ``finish`` that of layer ``finished`` is whole."""
+    """A tile as the engine fills it: ``addr``, ``mask`` (a bit a byte), ``data``, written each cycle; ``first`` word of the tile that layer
+    ``filling`` fills next, ``begin`` takes it, if it is ``ready``; with ``finish`` that of layer ``finished`` is whole."""
     return wiring.Signature({
         "addr": Out(range(depth)), "mask": Out(size), "data": Out(8 * size), "first": In(range(depth)),
-        "begin": Out(1), "filling": Out(range(layers)), "finish": Out(1), "finished": Out(range(layers)),
+        "ready": In(1), "begin": Out(1), "filling": Out(range(layers)), "finish": Out(1), "finished": Out(range(layers)),
     })  # fmt: skip
 
 
@@ -65,6 +65,6 @@ class ChipTiles(wiring.Component):
         m.d.comb += [front.claim.eq(self.claim), front.claimed.eq(turn), back.reserve.eq(self.claim), back.reserved.eq(turn)]
         ins, outs = self.ins, self.outs
         m.d.comb += [front.addr.eq(ins.addr), front.en.eq(ins.en), front.release.eq(ins.release), front.released.eq(ins.released)]
-        m.d.comb += [ins.data.eq(front.data), ins.first.eq(front.first), ins.loaded.eq(1), outs.first.eq(back.first)]
+        m.d.comb += [ins.data.eq(front.data), ins.first.eq(front.first), ins.loaded.eq(1), outs.first.eq(back.first), outs.ready.eq(1)]
         m.d.comb += [getattr(back, name).eq(getattr(outs, name)) for name in back.FILL]
         return m

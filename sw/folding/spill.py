@@ -14,11 +14,13 @@ from sw.graph import Graph, Node
 from sw.lower import Design, in_ports
 from sw.targets import Device
 
-#: Most of the interval that the jobs may fill, and most of the memory's rate that all traffic may take: near full rate the weights of jobs
-#: with few pixels come late (config d, simulated: at 0.86 of the rate jobs took a fifth longer than their operand sets).
-LOAD, RATE = 0.88, 0.78
+#: Most of the interval that the jobs may fill, and most of the memory's rate that all traffic may take: the engines of d and e alone, fed
+#: faster than they can, do useful work in 92 % of the cycles at this share of the rate (a chip whose bus is never busy: 97 %).
+LOAD, RATE = 0.88, 0.81
 #: Most words of a tile of operands, and of results: what the rings on chip can hold.
 MOST_OPERANDS, MOST_RESULTS = 2560, 4608
+#: Words of a usual tile: the next one comes, or the last one goes, while such a tile is computed, and larger ones only if traffic asks.
+USUAL = 1280
 #: Words that the rings grow by: the depth of a block RAM.
 GRAIN = 512
 #: Bits of a queue that is worth two blocks on chip on either side and the traffic.
@@ -65,7 +67,8 @@ def busy(graph: Graph, device: Device, made: EnginePlan, target: int, spent: flo
 
 
 def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[Node], target: int, spent: float) -> EnginePlan | None:
-    """Pixels a job: as few as keep all traffic within the memory's rate, more first where a word of a ring saves most reading."""
+    """Pixels a job: as few as keep all traffic within the memory's rate, more first in usual tiles and where a word of a ring saves most
+    reading."""
     row = columns(made, weights_of(nodes))
     sizes = {n.name: _Sizes(graph, made, n, row) for n in nodes}
     if any(not s.tiles for s in sizes.values()):
@@ -77,7 +80,7 @@ def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[N
         grow = [n for n in sizes if chosen[n] + 1 < len(sizes[n].tiles) and (n in slow or traffic + spent > RATE * device.memory_bytes)]
         if not grow:
             break
-        best = max(grow, key=lambda n: (n in slow, sizes[n].gain(chosen[n])))
+        best = max(grow, key=lambda n: (n in slow, sizes[n].words(chosen[n] + 1) <= USUAL, sizes[n].gain(chosen[n])))
         chosen[best] += 1
     if traffic + spent > RATE * device.memory_bytes:
         return None
@@ -117,6 +120,10 @@ class _Sizes:
     def traffic(self, k: int) -> int:
         """Words a frame: weights, and tiles in front and behind twice."""
         return self.weights * (self.pixels // self.tiles[k]) + self.maps
+
+    def words(self, k: int) -> int:
+        """Words of a tile of operands or of results, whichever has more."""
+        return self.tiles[k] * max(self.front, self.back)
 
     def gain(self, k: int) -> float:
         """Words saved for each word of the rings that the next larger tile takes."""

@@ -77,6 +77,8 @@ CASES = [
     case("memory", [(64, 24, 20, 32), (32, 40, 33, 16)], pe=6, simd=8, lanes=2, multiplier="dsp48e2", seed=6, plain=[(64, 8)]),
     case("memory_ragged", [(48, 17, 9, 16), (32, 70, 5, 16), (16, 5, 50, 16)], pe=5, simd=8, seed=7, stalls=6, plain=[(32, 8), (32, 24)],
          latency=60),
+    # The ring of results holds one tile: claimed jobs wait for it, one of them with its operands.
+    case("memory_results", [(64, 8, 44, 32), (64, 12, 36, 32)], pe=6, simd=8, lanes=2, seed=9, plain=[], latency=40),
     case("memory_narrow", [(640, 7, 9, 32)], pe=3, simd=4, seed=8, plain=[], data_bits=64, capacity=64),
     case("one_fold", [(4, 8, 3, 4), (4, 5, 4, 2)], pe=4, simd=8, lanes=2, seed=5),
 ]
