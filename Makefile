@@ -24,7 +24,7 @@ demo: setup  ## the whole chain on the embedded digits, or on DATA=<a VOC folder
 test: setup  ## everything that a change must pass, under 20 minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-all: setup  ## adds the tests marked slow: training runs, proofs, and CoDeNet's d and e whole: up to two hours more
+test-all: setup  ## adds the tests marked slow: training runs, proofs, and CoDeNet's d and e whole: up to three hours more
 	$(BIN)/python -m pytest -q -n 2
 
 lint: setup  ## ruff and mypy

@@ -33,7 +33,8 @@ Step = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A preset, most cycles a frame, the interval that is planned for (less, where a shared unit's turns need some room), frames to
-    simulate back to back, and CoDeNet's frames a second."""
+    simulate back to back (as many as leave several intervals between half of them and the last that leaves while others enter), and
+    CoDeNet's frames a second."""
 
     preset: str
     cycles: int
@@ -48,8 +49,8 @@ CONFIGS = {
         Config(preset="a", cycles=400_000, target=394_000, frames=30, published_fps=32.2),
         Config(preset="b", cycles=400_000, target=394_000, frames=30, published_fps=26.9),
         Config(preset="c", cycles=1_600_000, target=1_590_000, frames=24, published_fps=9.3),
-        Config(preset="d", cycles=7_500_000, target=7_500_000, frames=11, published_fps=5.2),
-        Config(preset="e", cycles=7_500_000, target=7_500_000, frames=11, published_fps=4.6),
+        Config(preset="d", cycles=7_500_000, target=7_500_000, frames=16, published_fps=5.2),
+        Config(preset="e", cycles=7_500_000, target=7_500_000, frames=16, published_fps=4.6),
     )
 }
 

@@ -1,6 +1,6 @@
 """CoDeNet's largest configurations whole: frames of 512 × 512 pixels in Verilator, every tensor and the detections equal to golden's.
 
-An hour or more on two cores; what ``warploom bench codenet`` has simulated already is taken from build/bench/codenet. Configurations a, b
+Up to two hours on two cores; what ``warploom bench codenet`` has simulated already is taken from build/bench/codenet. Configurations a, b
 and c are simulated by that command only.
 """
 import pytest
