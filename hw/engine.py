@@ -75,10 +75,11 @@ class EngineUnit(Unit):
     """Pointwise convolutions with requantization that share one matrix-vector core of PE × SIMD products a cycle.
 
     Golden model of each layer: sw.ops.conv.Conv.golden, then sw.ops.requant.Requant.golden. A job is a tile of one layer's pixels; it
-    begins when the tile is whole and there is room for its results, so no layer ever waits for another with the core in its hands. Layers
-    with a job take turns. Its weights come from memory fold by fold, are used for all the tile's pixels, and the next fold's arrive
-    meanwhile (:class:`SlabLoader`). The tiles of all layers lie in one pool in front and one pool behind, so a layer costs no buffer of
-    its own; or, with ``memory``, in queues in external memory (:class:`hw.lib.spool.Spool`), where other streams can wait, too.
+    is taken when the tile is whole and its results will have room, if need be once the jobs before it are out of the way; so no layer ever
+    waits for what another still has to do with the core in its hands. Layers with a job take turns. Its weights come from memory fold by
+    fold, are used for all the tile's pixels, and the next fold's arrive meanwhile (:class:`SlabLoader`). The tiles of all layers lie in
+    one pool in front and one pool behind, so a layer costs no buffer of its own; or, with ``memory``, in queues in external memory
+    (:class:`hw.lib.spool.Spool`), where other streams can wait, too.
 
     Throughput: an operand set a cycle as long as there are jobs and weights arrive in time: :attr:`frame_cycles`. A fold takes at least
     PE / ``lanes`` cycles a pixel. Latency: a tile's, plus the jobs before it.

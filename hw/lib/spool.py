@@ -162,7 +162,7 @@ class Spool(wiring.Component):
         m.d.comb += [write.addr.eq(queue.payload), write.data.eq(read.data + 1), write.en.eq(found)]
 
     def offers(self, m: Module, counts: dict[str, Any]) -> Bump:
-        """A layer every four cycles: does it have a tile, and its results room?"""
+        """A layer every four cycles: does it have a tile with room in the ring, and its results room in the queue behind?"""
         n, first = len(self.fronts), len(self.plain)
         m.submodules.operand_room = operands = Bump(self.operands)
         m.submodules.claimed, m.submodules.promised = own = [ram(COUNT_BITS, max(n, 2), "lut") for _ in range(2)]

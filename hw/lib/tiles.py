@@ -32,7 +32,8 @@ def result_port(depth: int, size: int, layers: int) -> wiring.Signature:
 
 
 def jobs_signature(layers: int) -> dict[str, Any]:
-    """Members of a store of tiles for ``offer``: layer ``offered`` has a whole tile and room for its results; ``claim`` takes both."""
+    """Members of a store of tiles for ``offer``: layer ``offered`` has a whole tile, and its results have room, or will when the jobs
+    claimed before are done; ``claim`` takes both."""
     return {"offer": Out(1), "offered": Out(range(layers)), "claim": In(1)}
 
 
