@@ -90,3 +90,16 @@ def test_a_queue_whose_frames_are_no_whole_blocks_is_refused(tmp_path: Path) -> 
     plan = EnginePlan(pe=4, simd=8, data_bits=64, places={layer.name: place}, store="memory", operands=72, results=72, queues=queue)
     with pytest.raises(CompileError, match=r"a frame's 108 beats are no whole blocks of 16"):
         lower(graph, choose(graph, TARGET, engine=plan), plan)
+
+
+def test_tiles_outgrow_the_usual_only_when_no_other_can_grow(tmp_path: Path) -> None:
+    """A layer of many channels would save more a word of the rings, but its large tiles are in the way of all others."""
+    w = QonnxWriter(32, 32, seed=1)
+    x = w.conv(w.conv(w.image, "stem", 192, kernel=3, bits=8), "narrow", 192)
+    graph = load_graph(w.save(tmp_path / "wide.onnx", [w.conv(w.conv(x, "wide", 480), "head", 4, relu=False, out_bits=16)]))
+    nodes = [graph.node(name) for name in ("narrow.conv_node", "wide.conv_node")]
+    made = EnginePlan(pe=26, simd=16, lanes=2, multiplier="dsp48e2", data_bits=128, store="memory")
+    plans = [spill.with_tiles(graph, DEVICE, made, nodes, 600_000, spent / 10) for spent in range(105)]
+    tiles = [[(p.places[n].tile, p.places[n].tile * words) for n, words in (("narrow.conv_node", 12), ("wide.conv_node", 30))] for p in plans if p]
+    assert any(wide > spill.USUAL for _, (_, wide) in tiles), "the traffic asks for it in the end"
+    assert all(wide <= spill.USUAL or 2 * narrow > spill.USUAL for (_, narrow), (_, wide) in tiles), tiles
