@@ -100,6 +100,7 @@ def test_tiles_outgrow_the_usual_only_when_no_other_can_grow(tmp_path: Path) -> 
     nodes = [graph.node(name) for name in ("narrow.conv_node", "wide.conv_node")]
     made = EnginePlan(pe=26, simd=16, lanes=2, multiplier="dsp48e2", data_bits=128, store="memory")
     plans = [spill.with_tiles(graph, DEVICE, made, nodes, 600_000, spent / 10) for spent in range(105)]
-    tiles = [[(p.places[n].tile, p.places[n].tile * words) for n, words in (("narrow.conv_node", 12), ("wide.conv_node", 30))] for p in plans if p]
-    assert any(wide > spill.USUAL for _, (_, wide) in tiles), "the traffic asks for it in the end"
-    assert all(wide <= spill.USUAL or 2 * narrow > spill.USUAL for (_, narrow), (_, wide) in tiles), tiles
+    words = {"narrow.conv_node": 12, "wide.conv_node": 30}  # of a pixel, on the side that has more
+    tiles = [[p.places[n].tile * each for n, each in words.items()] for p in plans if p]
+    assert any(wide > spill.USUAL for _, wide in tiles), "the traffic asks for it in the end"
+    assert all(wide <= spill.USUAL or 2 * narrow > spill.USUAL for narrow, wide in tiles), tiles
