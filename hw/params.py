@@ -111,6 +111,8 @@ class Window:
         return sizes[0], sizes[1]
 
 
+#: Line buffers: a ring; one that is shorter than its rate needs; a place of its own for every pixel (hw.lib.window, hw.lib.paged).
+LineBuffer = Literal["ring", "tight", "paged"]
 #: How much faster than its input a unit with a tight line buffer must be (hw.lib.window; a stride of 2).
 RESTS = 2
 

@@ -76,7 +76,7 @@ def _depthwise(op: Any, x: TensorType, i: Lanes, o: Lanes, fold: Fold) -> Unit:
         o=o,
         taps=fold.taps,
         multiplier=fold.multiplier,
-        tight=fold.tight,
+        lines=fold.lines,
         memory=fold.memory,
     )
 
@@ -140,7 +140,7 @@ BUILDERS: dict[type[Op], Callable[[Any, Sequence[TensorType], Lanes, Lanes, Fold
     Deform: lambda op, t, i, o, f: _deform(op, t, i, o, f),
     Requant: lambda op, t, i, o, f: _requant(op, t[0], i, o, f),
     MaxPool: lambda op, t, i, o, f: MaxPoolUnit(
-        height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i, tight=f.tight
+        height=t[0].height, width=t[0].width, channels=t[0].channels, window=op.window, i=i, lines=f.lines
     ),
     Upsample: lambda op, t, i, o, f: UpsampleUnit(height=t[0].height, width=t[0].width, channels=t[0].channels, factor=op.factor, i=i),
     Split: lambda op, t, i, o, f: SplitUnit(height=t[0].height, width=t[0].width, sizes=op.sizes, i=i),

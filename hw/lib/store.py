@@ -61,6 +61,13 @@ def place_of(width: int, depth: int, *, written: bool = True) -> Place:
     return "lut" if luts <= LUTS_A_BLOCK * block_shape(width, depth)[0] else "block"
 
 
+def memory_price(width: int, depth: int) -> tuple[Place, int]:
+    """Where a memory that is written stands, and how many block RAMs of 18 kbit or LUTs it takes there: depths of one price are one
+    memory."""
+    place = place_of(width, depth)
+    return place, block_shape(width, depth)[0] if place == "block" else ram_luts(width, depth)
+
+
 def ram(shape: Any, depth: int, place: Place | None = None) -> Memory:
     """A memory of ``depth`` words, in LUT or block RAM as ``place`` says or the rule does."""
     place = place or place_of(Shape.cast(shape).width, depth)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth import Cat, Const, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -92,8 +92,9 @@ class WindowStage(wiring.Component):
         ends = walk.ready(m, go, "frame_ends", [1] + [0] * len(self.levels), 1)
         inside, waits = self._inside(m, go, walk, ends)
         m.d.comb += go.eq(step & (self._account(m, go, write, walk, ends) | ~waits))
+        begun = self._begun(m, go, step)
         with m.If(step):
-            m.d.sync += [read.eq(go), valid.eq(read)]
+            m.d.sync += [read.eq(begun), valid.eq(read)]
         m.d.comb += out.i.payload.as_value().eq(self._word(m, go, write, step, walk, inside))
         return m
 
@@ -118,7 +119,7 @@ class WindowStage(wiring.Component):
         return inside, waits
 
     def _account(self, m: Module, go: Value, write: Value, walk: Walk, ends: Value) -> Value:
-        """Counts what the ring holds and takes input while there is room; returns whether the current tap's beat has arrived.
+        """Counts what has arrived; returns whether the current tap's beat has.
 
         A frame's first tap, which may lie outside, counts as the frame's first beat: nothing leaves before that has come. The counts are
         kept one lower than what is counted, or as what is left, so that their signs alone decide.
@@ -128,7 +129,6 @@ class WindowStage(wiring.Component):
         # Taps and corners run ahead of what has come by at most a window or a move over what is never read, both less than the ring.
         counted = signed((2 * self.depth).bit_length() + 1)
         ahead = Signal(counted, init=-1)  # beats written from the current tap's on, less 1
-        room = Signal(counted, init=self.depth - 1 - corner)  # places free behind the beats from the window's corner on, less 1
         beats = {n: (self._rows[n] * self.width + self._cols[n]) * groups + (n == "group") for n in self.levels}
         moves = [-n for n in self._moves(beats, size)]
         moves[0] -= corner
@@ -136,7 +136,18 @@ class WindowStage(wiring.Component):
         passed = Signal(ahead.shape(), init=leaves)
         with m.If(go):
             m.d.sync += passed.eq(Mux(ends, leaves, walk.choose(m, "passes", moves, counted)))
-        # The corner's beats are free when the first tap has been read, what else a window leaves behind at its end.
+        room, after = self._room(m, go, write, walk, counted)
+        m.d.sync += [ahead.eq(add_carry(ahead, Mux(go, passed, 0), write)), room.eq(after)]
+        return ~ahead[-1]
+
+    def _room(self, m: Module, go: Value, write: Value, walk: Walk, counted: Shape) -> tuple[Signal, Value]:
+        """Takes input while there is room; returns the count of it and the next.
+
+        The corner's beats are free when the first tap has been read, what else a window leaves behind at its end.
+        """
+        groups, (top, left) = self.groups, self.window.pad[:2]
+        # Places free behind the beats from the window's corner on, less 1.
+        room = Signal(counted, init=self.depth - 1 - (top * self.width + left) * groups)
         release = [n - self.ring.early for n in (self.ring.frame, self.ring.row, self.ring.pixel)]
         frees = [n * groups - 1 for n in release] + [-1] * (len(self.levels) - 2)
         first = Cat(walk.at[n] == 0 for n in ("ky", "kx") if n in walk.at).all() if self.ring.early else Const(0)  # of the next word
@@ -144,8 +155,11 @@ class WindowStage(wiring.Component):
         with m.If(go):
             m.d.sync += freed.eq(Mux(first, 0, walk.choose(m, "frees", frees, counted)))
         m.d.comb += self.i.ready.eq(~room[-1])
-        m.d.sync += [ahead.eq(add_carry(ahead, Mux(go, passed, 0), write)), room.eq(add_carry(room, Mux(go, freed, -1), ~write))]
-        return ~ahead[-1]
+        return room, add_carry(room, Mux(go, freed, -1), ~write)
+
+    def _begun(self, m: Module, go: Value, step: Value) -> Value:
+        """Whether a word is read in this step."""
+        return go
 
     def _word(self, m: Module, go: Value, write: Value, step: Value, walk: Walk, inside: Value) -> Value:
         """The memory, its addresses, and the word two steps after its tap."""

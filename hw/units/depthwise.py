@@ -7,10 +7,11 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.lib.mac import Mac
+from hw.lib.paged import line_buffer
 from hw.lib.taps import WindowTaps, taps_cycles
 from hw.lib.taps_mac import TapsMac
 from hw.lib.window import WindowStage
-from hw.params import Ints, Ints3, Lanes, Multiplier, RomKind, Window
+from hw.params import Ints, Ints3, Lanes, LineBuffer, Multiplier, RomKind, Window
 from hw.units.base import Unit, signature
 
 
@@ -23,7 +24,7 @@ class DepthwiseUnit(Unit):
 
     Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``weights`` (KH, KW, C); ``bias`` (C,);
     ``taps`` a cycle: 1, KW (a row of the window) or KH·KW; with one tap a cycle: ``multiplier`` (:class:`hw.lib.mac.Mac`), ``memory``:
-    place of the weights, ``tight`` line buffer (:class:`hw.lib.window.WindowStage`); ``i``; ``o``: as many lanes, signed, the exact
+    place of the weights, ``lines``: the line buffer (:func:`hw.lib.paged.line_buffer`); ``i``; ``o``: as many lanes, signed, the exact
     accumulator.
     Raises ValueError if they do not fit together.
     """
@@ -33,7 +34,7 @@ class DepthwiseUnit(Unit):
 
     def __init__(
         self, *, height: int, width: int, channels: int, window: Window, weights: Ints3, bias: Ints, i: Lanes, o: Lanes, taps: int = 1,
-        multiplier: Multiplier = "inferred", tight: bool = False, memory: RomKind = "auto",
+        multiplier: Multiplier = "inferred", lines: LineBuffer = "ring", memory: RomKind = "auto",
     ) -> None:  # fmt: skip
         if (len(weights), *{len(row) for row in weights}) != window.kernel:
             raise ValueError(f"weights must be (KH, KW, C) with a {window.kernel} kernel, not rows of {[len(row) for row in weights]}")
@@ -41,12 +42,14 @@ class DepthwiseUnit(Unit):
             raise ValueError(f"bias must have {channels} entries, not {len(bias)}")
         if taps not in (1, window.kernel[1], window.taps):
             raise ValueError(f"taps must be 1, {window.kernel[1]} or {window.taps} with a {window.kernel} kernel, not {taps!r}")
+        if lines != "ring" and taps != 1:
+            raise ValueError(f"a line buffer for several taps a cycle is neither tight nor paged, not {lines!r} with {taps} taps")
         rows = [tap for row in weights for tap in row]
         self.taps = taps
         self.window: WindowStage | WindowTaps
         self.mac: Mac | TapsMac
         if taps == 1:
-            self.window = WindowStage(height=height, width=width, channels=channels, window=window, i=i, order="group", tight=tight)
+            self.window = line_buffer(lines, height=height, width=width, channels=channels, window=window, i=i, order="group")
             self.mac = Mac(weights=rows, bias=bias, i=i, o=o, multiplier=multiplier, memory=memory)
         else:
             self.window = WindowTaps(height=height, width=width, channels=channels, window=window, i=i)

@@ -6,8 +6,8 @@ from amaranth import Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.lib.window import WindowStage
-from hw.params import Lanes, Window
+from hw.lib.paged import line_buffer
+from hw.params import Lanes, LineBuffer, Window
 from hw.units.average_pool import window_words
 from hw.units.base import Unit, signature
 
@@ -17,17 +17,15 @@ class MaxPoolUnit(Unit):
 
     Throughput: one tap of ``i.lanes`` channels a cycle. Latency: five cycles from the last beat that a result needs.
 
-    Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``tight`` line buffer
-    (:class:`hw.lib.window.WindowStage`); ``i`` lanes of both streams. Raises ValueError if the window does not fit.
+    Parameters: ``height``, ``width``, ``channels`` of the input map; ``window``; ``lines``: the line buffer
+    (:func:`hw.lib.paged.line_buffer`); ``i`` lanes of both streams. Raises ValueError if the window does not fit.
     """
 
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes, tight: bool = False) -> None:
-        self.window = WindowStage(
-            height=height, width=width, channels=channels, window=window, i=i, order="group", fill=i.lowest, tight=tight
-        )  # fmt: skip
+    def __init__(self, *, height: int, width: int, channels: int, window: Window, i: Lanes, lines: LineBuffer = "ring") -> None:
+        self.window = line_buffer(lines, height=height, width=width, channels=channels, window=window, i=i, order="group", fill=i.lowest)
         self.channels = channels
         super().__init__({"i": In(signature(i)), "o": Out(signature(i))})
 

@@ -130,7 +130,9 @@ def _windows() -> Iterable[UnitCase]:
     for variant in ("primitives", "soft"):
         yield chain(f"depthwise/k3_{variant}", kind(16, 16, 32), (depthwise("k", 32), 8, 8), variant=variant)
     yield chain("depthwise/k3_one_lane", kind(16, 16, 32), (depthwise("k", 32), 1, 1), variant="primitives")
-    yield chain("depthwise/stride2", kind(16, 16, 32), (depthwise("s", 32, Window(kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1))), 8, 8))
+    strided = {k: (depthwise("s", 32, Window(kernel=(k, k), stride=(2, 2), pad=(k // 2,) * 4)), 8, 8) for k in (3, 5, 7, 9)}
+    yield chain("depthwise/stride2", kind(16, 16, 32), strided[3])
+    yield from (chain(f"depthwise/stride2_k{k}_paged", kind(16, 16, 32), layer, lines="paged") for k, layer in strided.items())
     yield chain("depthwise/dilated", kind(16, 16, 32), (depthwise("d", 32, Window(kernel=(3, 3), dilation=(2, 2), pad=(2, 2, 2, 2))), 8, 8))
     yield from (deform(pattern, 32, 64, 16, 3) for pattern in PATTERNS)
     yield from (deform(pattern, 16, 16, 8, 0) for pattern in ("alternating", "random"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from hw.chain import Chain
 from hw.lib.regroup import Regroup
-from hw.params import Multiplier, Window
+from hw.params import LineBuffer, Multiplier, Window
 from sw.builders import BUILDERS
 from sw.engine import lanes
 from sw.folding.fold import Fold
@@ -102,10 +102,13 @@ VARIANTS: dict[str, tuple[Multiplier, Multiplier]] = {
 }  # fmt: skip
 
 
-def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str = "portable", taps: int = 1, **more: Any) -> UnitCase:
+def chain(
+    name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str = "portable", taps: int = 1, lines: LineBuffer = "ring",
+    **more: Any,
+) -> UnitCase:
     """Operators with one input and one output in sequence, each with its lanes in and out, built as the compiler builds them.
 
-    ``taps`` a cycle of the depthwise ones.
+    ``taps`` a cycle and line buffers of the depthwise ones.
     """
     types = [x]
     for op, _, _ in stages:
@@ -113,7 +116,7 @@ def chain(name: str, x: TensorType, *stages: tuple[Op, int, int], variant: str =
     sides = [(lanes(a, i), lanes(b, o)) for (_, i, o), (a, b) in zip(stages, pairwise(types), strict=True)]
 
     def units(multiplier: Multiplier) -> list[Any]:
-        folds = [Fold(lanes_in=i, lanes_out=o, multiplier=multiplier, memory="lut", taps=taps) for _, i, o in stages]
+        folds = [Fold(lanes_in=i, lanes_out=o, multiplier=multiplier, memory="lut", taps=taps, lines=lines) for _, i, o in stages]
         return [BUILDERS[type(op)](op, [t], *side, f) for (op, _, _), t, side, f in zip(stages, types, sides, folds, strict=False)]
 
     def make(family: int = 0) -> Any:

@@ -4,8 +4,10 @@ A register is a flip-flop a bit, an adder a LUT a bit, a multiplexer of two a LU
 """
 from __future__ import annotations
 
+from hw.lib.paged import entries_needed, pixels_kept
 from hw.lib.ring import ring_size, window_ring
-from hw.params import Multiplier, RomKind, Window
+from hw.lib.store import ram_luts
+from hw.params import LineBuffer, Multiplier, RomKind, Window
 from sw.estimate.area import Structure, ram, rom
 from sw.ops import TensorType
 
@@ -61,10 +63,21 @@ def ring_address(size: int, moves: float) -> Structure:
     return Structure((1 + moves) * bits, 2.5 * bits)
 
 
-def window(x: TensorType, shape: Window, word: int, groups: int, tight: bool = False) -> Structure:
-    """hw.lib.window.WindowStage over words of ``word`` bits."""
-    depth = window_ring(x.height, x.width, shape, tight).pixels * groups
-    size = ring_size(word, depth)
+def places_table(entries: int, places: int, groups: int) -> Structure:
+    """The two tables of hw.lib.paged.PagedWindow, what goes round them, places on the way and their addresses."""
+    added = groups & groups - 1
+    bits, at = index_bits(places * (groups if added else 1)), index_bits(entries)
+    return Structure(2 * ram_luts(bits, entries) + 3 * at + 3 * bits * (2 if added else 1), 2 * at + 3 * bits + 2 * index_bits(groups))
+
+
+def window(x: TensorType, shape: Window, word: int, groups: int, lines: LineBuffer = "ring") -> Structure:
+    """hw.lib.paged.line_buffer over words of ``word`` bits."""
+    depth = window_ring(x.height, x.width, shape, lines == "tight").pixels * groups
+    table, size = Structure(), ring_size(word, depth)
+    if lines == "paged":
+        places = pixels_kept(x.width, shape, groups, word)
+        table = places_table(entries_needed(x.height, x.width, shape, places), places, groups) + register(word)
+        size = places * groups
     out_h, out_w = shape.out_size(x.height, x.width)
     count = (2 * depth).bit_length() + 1
     place = sum(n.bit_length() + 1 for n in (x.height, x.width))
@@ -72,7 +85,7 @@ def window(x: TensorType, shape: Window, word: int, groups: int, tight: bool = F
     positions = Structure(1.3 * place, place)
     ring = ring_address(size, 1.0 if size & size - 1 == 0 else 2.5)
     data = register(word) + queue(word, 2) + ram(word, size)
-    return walk([out_h, out_w, *shape.kernel, groups]) + accounts + positions + ring + data + Structure(9, 9)
+    return walk([out_h, out_w, *shape.kernel, groups]) + accounts + positions + ring + data + table + Structure(9, 9)
 
 
 def product(a: int, b: int) -> Structure:

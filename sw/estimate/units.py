@@ -161,7 +161,7 @@ def depthwise(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     w_bits, bias = signed_bits(weight_range(op)), constants_bits(int(op.bias.min()), int(op.bias.max()))
     if fold.taps == 1:
         sums = mac(lanes, groups, op.window.taps, x.bits, w_bits, out.bits, bias, fold.multiplier, fold.memory)
-        return window(x, op.window, lanes * x.bits, groups, fold.tight) + sums
+        return window(x, op.window, lanes * x.bits, groups, fold.lines) + sums
     kernel, word = op.window.kernel, lanes * x.bits
     rest = max(x.width * groups - (kernel[1] - 1) * groups, 1)
     lines = delay((kernel[0] - 1) * word, rest) + delay(kernel[0] * (kernel[1] - 1) * word, groups)
@@ -240,7 +240,7 @@ def pool(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     """hw.units.max_pool.MaxPoolUnit and average_pool.AveragePoolUnit."""
     x, lanes, groups = types[0], fold.lanes_in, beats(types[0].channels, fold.lanes_in)
     lane = register(out.bits, 1.5)  # what the results grow in
-    lines = window(x, op.window, lanes * x.bits, groups, fold.tight)
+    lines = window(x, op.window, lanes * x.bits, groups, fold.lines)
     return lines + lane.times(lanes) + walk([op.window.taps, groups]) + Structure(HANDSHAKE)
 
 

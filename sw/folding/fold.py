@@ -9,8 +9,9 @@ from math import gcd
 from pathlib import Path
 
 from hw.lib.packing import PACKERS, packing_of
+from hw.lib.paged import check_pace, entries_needed
 from hw.lib.taps import taps_cycles
-from hw.params import RESTS, MapPlace, Multiplier, Range, RomKind
+from hw.params import RESTS, LineBuffer, MapPlace, Multiplier, Range, RomKind
 from hw.units.decode import decode_cycles
 from sw.engine import EnginePlan, on_engine
 from sw.errors import CompileError
@@ -25,8 +26,8 @@ class Fold:
     """Lanes of a node's input and output streams. For a convolution: SIMD and PE, kind of multipliers and place of the weights.
 
     ``taps`` of a depthwise convolution's window are multiplied a cycle: 1, a row of them, or all. ``place``: of a deformable layer's map;
-    in memory its lanes are the channels in a word of ``data_bits``. ``tight``: line buffer of a depthwise convolution or max pool, at half
-    the rate (hw.lib.window). ``cells``: keys that the decoder's sorter compares at once.
+    in memory its lanes are the channels in a word of ``data_bits``. ``lines``: line buffer of a depthwise convolution or max pool, "tight"
+    at half the rate (hw.lib.window), "paged" at the full one (hw.lib.paged). ``cells``: keys that the decoder's sorter compares at once.
     """
 
     lanes_in: int
@@ -37,7 +38,7 @@ class Fold:
     place: MapPlace = "chip"
     data_bits: int = 128
     cells: int = 0
-    tight: bool = False
+    lines: LineBuffer = "ring"
 
 
 def in_memory(node: Node, x: TensorType, data_bits: int) -> Fold:
@@ -71,8 +72,9 @@ def cycles(node: Node, types: list[TensorType], fold: Fold) -> int:
     if isinstance(node.op, Deform) and fold.place == "memory":
         return most_traffic(node.op, x, fold.data_bits).cycles
     if isinstance(node.op, Depthwise | Deform | MaxPool | AveragePool):
-        taps = node.op.weights.shape[0] ** 2 if isinstance(node.op, Deform) else node.op.window.taps * (RESTS if fold.tight else 1)
-        return max(reading, out.pixels * taps * beats(out.channels, fold.lanes_out))
+        taps = node.op.weights.shape[0] ** 2 if isinstance(node.op, Deform) else node.op.window.taps
+        rests = RESTS if fold.lines == "tight" else 1
+        return max(reading, out.pixels * taps * rests * beats(out.channels, fold.lanes_out))
     if isinstance(node.op, Decode):
         return decode_cycles(x.height, x.width, x.channels, fold.lanes_in, node.op.top_k, max(fold.cells, 1))
     if isinstance(node.op, Concat):
@@ -190,10 +192,10 @@ def may_be_tight(node: Node) -> bool:
 def tighter(node: Node, folds: list[Fold]) -> list[Fold]:
     """The same with tight line buffers, where a node has one whose stride is 2, and a depthwise convolution's weights in LUTs."""
     kinds: tuple[RomKind, ...] = ("auto", "lut") if isinstance(node.op, Depthwise) else ("auto",)
-    tights = (True, False) if may_be_tight(node) else (False,)
-    if len(kinds) == len(tights) == 1:
+    buffers: tuple[LineBuffer, ...] = ("tight", "ring") if may_be_tight(node) else ("ring",)
+    if len(kinds) == len(buffers) == 1:
         return []
-    return [replace(f, tight=tight, memory=kind) for f in folds if f.taps == 1 for tight in tights for kind in kinds]
+    return [replace(f, lines=lines, memory=kind) for f in folds if f.taps == 1 for lines in buffers for kind in kinds]
 
 
 def packed(node: Node, x: TensorType, fold: Fold) -> int:
@@ -237,14 +239,26 @@ def checked(node: Node, types: list[TensorType], out: TensorType, fold: Fold) ->
         raise CompileError(f"{node.name} ({node.op.name}): lanes in and out must be equal, not {fold.lanes_in} and {fold.lanes_out}")
     if isinstance(node.op, Split | Concat) and _common(node, types) % fold.lanes_in:
         raise CompileError(f"{node.name} ({node.op.name}): lanes must divide {_common(node, types)}, not {fold.lanes_in}")
-    if fold.tight and (not may_be_tight(node) or fold.taps != 1):
-        raise CompileError(
-            f"{node.name} ({node.op.name}): a tight line buffer is for depthwise convolutions and max pools of stride 2 "
-            "at one tap a cycle"
-        )
+    if fold.lines != "ring":
+        _check_lines(node, x, fold)
     if fold.taps != 1 and (not isinstance(node.op, Depthwise) or fold.taps not in (node.op.window.kernel[1], node.op.window.taps)):
         raise CompileError(f"{node.name} ({node.op.name}): taps must be 1, or a row or all of a depthwise window, not {fold.taps}")
     return fold
+
+
+def _check_lines(node: Node, x: TensorType, fold: Fold) -> None:
+    """CompileError if the node's unit cannot have the fold's line buffer."""
+    if not isinstance(node.op, Depthwise | MaxPool) or fold.taps != 1 or (fold.lines == "tight" and not may_be_tight(node)):
+        raise CompileError(
+            f"{node.name} ({node.op.name}): a tight or paged line buffer is for depthwise convolutions and max pools at one tap a cycle, "
+            "a tight one with stride 2"
+        )
+    if fold.lines == "paged":
+        try:
+            check_pace(node.op.window)
+            entries_needed(x.height, x.width, node.op.window, 0)
+        except ValueError as error:
+            raise CompileError(f"{node.name} ({node.op.name}): {error}") from None
 
 
 def read_pins(path: Path) -> dict[str, Fold]:

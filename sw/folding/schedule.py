@@ -239,7 +239,7 @@ def _node_timing(design: Design, node: Node, arrivals: Sequence[Times], pace: fl
         raise TypeError(f"no schedule for {op.name}")
     groups = beats(out.channels, fold.lanes_out)
     # A tight line buffer stops its input unless it goes as fast as that, so what follows must take its rows as they come.
-    writes = timing.serve(np.repeat(ready, groups), taps * (1 if fold.tight else pace))
+    writes = timing.serve(np.repeat(ready, groups), taps * (1 if fold.lines == "tight" else pace))
     done = writes[groups - 1 :: groups]
     reads: tuple[Times, ...] = (slide.reads(arrivals[0], done),)
     if isinstance(op, Deform):

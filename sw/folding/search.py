@@ -205,7 +205,7 @@ class Search:
                 now, tried = folds[node.name], self.tried(index, 0)
                 rest = shares - shares_of(self.area(index, now), self.device)
                 for fold, time, share in zip(tried.folds, tried.times, tried.shares, strict=True):
-                    same = replace(fold, memory=now.memory, multiplier=now.multiplier, tight=now.tight) == now
+                    same = replace(fold, memory=now.memory, multiplier=now.multiplier, lines=now.lines) == now
                     if same and fold != now and time <= target:
                         most = float((rest + share).max())
                         if most < (best[0] if best else float(shares.max())) - 1e-9:

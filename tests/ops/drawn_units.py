@@ -13,7 +13,7 @@ from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
 from hw.lib.join import Join
 from hw.lib.regroup import Regroup
-from hw.params import Multiplier, RomKind, Window
+from hw.params import LineBuffer, Multiplier, RomKind, Window
 from hw.units.decode import DecodeUnit
 from hw.units.depthwise import DepthwiseUnit
 from sim.run import Case
@@ -60,15 +60,17 @@ def depthwise(draw: Draw) -> Drawn:
         "bias": op.bias.tolist(), "i": lanes(x, count), "o": lanes(out, count),
     }  # fmt: skip
     multiplier: Multiplier = draw.pick(["inferred", "dsp48e2", "mult18x18d", "soft"]) if taps == 1 else "inferred"
+    lines: LineBuffer = "paged" if taps == 1 and draw.turn % 2 else "ring"
     try:
-        unit = DepthwiseUnit(**arguments, taps=taps, multiplier=multiplier)
-    except ValueError as error:  # the only reason that is left
-        assert taps > 1 and "pad must leave" in str(error)
-        name, taps = "1", 1
-        unit = DepthwiseUnit(**arguments)
-    latency = first_window(x, w, -(-x.channels // count)) + (7 if multiplier in ("dsp48e2", "soft") else 8) if taps == 1 else None
+        unit = DepthwiseUnit(**arguments, taps=taps, multiplier=multiplier, lines=lines)
+    except ValueError as error:  # the only reasons that are left
+        assert (taps > 1 and "pad must leave" in str(error)) or (lines == "paged" and "no paged line buffer" in str(error))
+        name, taps, lines = "1", 1, "ring"
+        unit = DepthwiseUnit(**arguments, multiplier=multiplier)
+    known = taps == 1 and lines == "ring"
+    latency = first_window(x, w, -(-x.channels // count)) + (7 if multiplier in ("dsp48e2", "soft") else 8) if known else None
     found = drawn(draw, op, (x,), count, unit=unit, latency=latency, **of(w), taps=name)
-    return replace(found, parameters=found.parameters | {"multiplier": multiplier})
+    return replace(found, parameters=found.parameters | {"multiplier": multiplier, "lines": lines})
 
 
 def deform(draw: Draw) -> Drawn:

@@ -129,6 +129,21 @@ def test_taps_can_be_pinned_in_a_network(tmp_path: Path) -> None:
         compile(model, tmp_path / "other", folding=tmp_path / "folding.json")
 
 
+@pytest.mark.rtl
+def test_paged_line_buffers_in_a_network(tmp_path: Path) -> None:
+    """A max pool and a depthwise convolution of stride 2 behind each other, their line buffers pinned."""
+    w = QonnxWriter(16, 24, seed=3)
+    x = w.max_pool(w.conv(w.image, "stem", 4, kernel=3), "pool")
+    model = w.save(tmp_path / "m.onnx", [w.conv(x, "dw", 4, kernel=3, stride=2, depthwise=True, relu=False)])
+    nodes = [n for n in load_graph(model).nodes if n.op.name in ("max_pool", "depthwise")]
+    (tmp_path / "folding.json").write_text(json.dumps({n.name: {"lanes_in": 2, "lanes_out": 2, "lines": "paged"} for n in nodes}))
+    compile(model, tmp_path / "compiled", folding=tmp_path / "folding.json", target_cycles=4000)
+    accelerator = VerilatorAccelerator(tmp_path / "compiled")
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3))
+    assert verify(accelerator.graph, images, None, accelerator).record()["mismatches"] == 0
+    assert accelerator.run(images).interval == load_design(tmp_path / "compiled")["interval_cycles"]
+
+
 def test_all_taps_at_once_takes_a_beat_a_cycle() -> None:
     """The second figure's depthwise layer: 9 multiplications a cycle at one channel a beat."""
     for stride in (1, 2):

@@ -24,7 +24,7 @@ from tests.ops.drawn_units import UNITS
 WANTED: dict[str, set[Any]] = {
     "kernel": {3, 5, 7, 9}, "stride": {1, 2}, "dilation": {1, 2}, "signed": {True, False}, "taps": {"1", "K", "K·K"},
     "frac_bits": {0, 1, 2, 3, 4}, "free": {True, False}, "upsample": {1, 2, 4},
-    "whole beats": {True, False}, "groups": {"1", "2-3", "4 or more"},
+    "whole beats": {True, False}, "groups": {"1", "2-3", "4 or more"}, "lines": {"ring", "paged"},
 }  # fmt: skip
 #: What a unit does not have: sums are signed, lanes divide the channels, the sizes drawn for the deformable unit.
 EXCEPT: dict[tuple[str, str], set[Any]] = {

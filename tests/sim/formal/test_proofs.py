@@ -12,8 +12,10 @@ from hw.lib.fork import Fork
 from hw.lib.gather import GatherStage
 from hw.lib.held import Reorder
 from hw.lib.matvec import MatVec
+from hw.lib.paged import PagedWindow
 from hw.lib.regroup import Regroup
 from hw.lib.taps import WindowTaps
+from hw.lib.walk import Walk
 from hw.lib.window import WindowStage
 from hw.params import DeformRing, Lanes, Window
 from hw.units.requant import RequantUnit
@@ -67,6 +69,34 @@ TAPS: dict[str, Any] = {
 @pytest.mark.parametrize("name", LINES)
 def test_line_buffer_reads_what_has_come_and_has_not_been_overwritten(name: str) -> None:
     prove(windows(WindowStage(i=BIT, **LINES[name]), patience=8), "prove rings")
+
+
+class Exact(PagedWindow):
+    """No more places than K - 1 rows and K pixels."""
+
+    def _places(self) -> int:
+        (kh, kw), (dh, dw) = self.window.kernel, self.window.dilation
+        return (kh - 1) * dh * self.width + (kw - 1) * dw + 1
+
+
+PAGED: dict[str, Any] = {
+    "row": LINES["row"],
+    "column": LINES["column"],
+    "groups": {"height": 2, "width": 1, "channels": 2, "window": Window(kernel=(2, 1), stride=(2, 1)), "order": "group"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGED)
+def test_paged_line_buffer_gives_no_place_twice(name: str) -> None:
+    prove(windows(Exact(i=BIT, **PAGED[name]), patience=16), "prove rings")
+
+
+@pytest.mark.slow
+def test_paged_line_buffer_whose_rows_leave_side_by_side() -> None:
+    """Pixels leave in another order than they came: for all runs of 20 cycles, more than three frames; reachability finds no end there."""
+    columns = {"height": 2, "width": 2, "channels": 1, "window": Window(kernel=(2, 1), stride=(2, 1)), "order": "tap"}
+    prove(windows(Exact(i=BIT, **columns), patience=16), "bmc", 20)
 
 
 @pytest.mark.parametrize("name", TAPS)
@@ -183,7 +213,16 @@ def short_sighted() -> GatherStage:
     return ShortSighted(height=2, width=1, channels=1, size=3, frac_bits=0, low=-1, high=0, i=BIT, offset=offset)
 
 
+class FreesEarly(Exact):
+    """Gives a place back with the first tap that reads it."""
+
+    def _leaves(self, m: Module, go: Value, walk: Walk) -> Signal:
+        super()._leaves(m, go, walk)
+        return Signal(init=1)
+
+
 PLANTED: dict[str, Any] = {
+    "a paged line buffer that frees too early": lambda: windows(FreesEarly(i=BIT, **PAGED["row"]), patience=16),
     "a line buffer that turns windows round": lambda: window_taps(Mirrored(i=BIT, channels=1, **TAPS["row"]), patience=8),
     "a FIFO that drops a beat": lambda: OneToOne(DropsBeat(PAIR, 2), capacity=2, patience=2),
     "a FIFO said to be smaller than it is": lambda: OneToOne(Fifo(PAIR, 3), capacity=2, patience=2),
@@ -217,5 +256,6 @@ def test_planted_bug_of_a_deformable_ring() -> None:
 
 @pytest.mark.parametrize("flaw", PLANTED)
 def test_planted_bugs_are_found(flaw: str) -> None:
-    with pytest.raises(ProofFailed, match="Assert failed in top"):
+    """The engine's word counts where no trace can be shown: SymbiYosys cannot write one of memories that are read without a clock."""
+    with pytest.raises(ProofFailed, match=r"Assert failed in top|\(abc bmc3\) returned FAIL"):
         prove(PLANTED[flaw](), "bmc", 30)

@@ -46,8 +46,9 @@ def test_pins_override_and_are_checked(graph: Graph, tmp_path: Path) -> None:
         ({"conv5.conv_node": {"lanes_in": 99, "lanes_out": 5}}, r"conv5.conv_node.*does not fit.*accepted: 1..8 and 1..12"),
         ({"left_node": {"lanes_in": 3, "lanes_out": 3}}, "left_node.*must divide 4"),
         ({"dw.conv_node": {"lanes_in": 1, "lanes_out": 2}}, "dw.conv_node.*must be equal"),
-        ({"conv5.conv_node": {"lanes_in": 1, "lanes_out": 1, "tight": True}}, "conv5.conv_node.*a tight line buffer is for"),
-        ({"dw.conv_node": {"lanes_in": 1, "lanes_out": 1, "tight": True, "taps": 3}}, "dw.conv_node.*at one tap a cycle"),
+        ({"conv5.conv_node": {"lanes_in": 1, "lanes_out": 1, "lines": "tight"}}, "conv5.conv_node.*a tight or paged line buffer is for"),
+        ({"dw.conv_node": {"lanes_in": 1, "lanes_out": 1, "lines": "tight", "taps": 3}}, "dw.conv_node.*at one tap a cycle"),
+        ({"conv5.conv_node": {"lanes_in": 1, "lanes_out": 1, "lines": "paged"}}, "conv5.conv_node.*a tight or paged line buffer is for"),
         ({"nobody": {"lanes_in": 1, "lanes_out": 2}}, "pins nobody"),
     ):
         path.write_text(json.dumps(table))

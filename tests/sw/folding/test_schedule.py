@@ -123,7 +123,7 @@ def test_tight_line_buffers_behind_each_other_do_not_stop_their_input(tmp_path: 
     for node in graph.nodes:
         if node.op.name in lanes:
             lanes_in, lanes_out = lanes[node.op.name].pop(0)
-            pins[node.name] = {"lanes_in": lanes_in, "lanes_out": lanes_out, "tight": node.op.name in ("max_pool", "depthwise")}
+            pins[node.name] = {"lanes_in": lanes_in, "lanes_out": lanes_out, "lines": "ring" if node.op.name == "conv" else "tight"}
     (tmp_path / "folding.json").write_text(json.dumps(pins))
     record = compiler.compile(model, tmp_path / "compiled", target_cycles=73_728, folding=tmp_path / "folding.json")
     assert record["interval_cycles"] == 73_728
