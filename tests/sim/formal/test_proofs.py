@@ -7,20 +7,24 @@ from typing import Any
 import pytest
 from amaranth.hdl import Const, Module, Mux, Signal, Value
 
+from hw.lib.bump import Bump
 from hw.lib.fifo import Fifo
 from hw.lib.fork import Fork
 from hw.lib.gather import GatherStage
 from hw.lib.held import Reorder
+from hw.lib.join import Join
 from hw.lib.matvec import MatVec
 from hw.lib.paged import PagedWindow
 from hw.lib.regroup import Regroup
 from hw.lib.taps import WindowTaps
+from hw.lib.top_k import TopK
 from hw.lib.walk import Walk
 from hw.lib.window import WindowStage
 from hw.params import DeformRing, Lanes, Window
 from hw.units.requant import RequantUnit
 from sim.formal.gathers import Gathers
 from sim.formal.harness import ForkOutput, OneToOne, Pixels
+from sim.formal.parts import Best, Runs, Together
 from sim.formal.prove import ProofFailed, prove
 from sim.formal.windows import Words, window_taps, windows
 
@@ -126,6 +130,20 @@ def test_deformable_ring(height: int) -> None:
     prove(Gathers(gather(height), frames=3, pixels=3), "prove rings")
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_runs_of_words_do_not_overlap(depth: int) -> None:
+    prove(Runs(Bump(depth)), "prove")
+
+
+def test_join_takes_beats_together() -> None:
+    prove(Together(Join(PAIR, 3)), "prove")
+
+
+@pytest.mark.parametrize(("depth", "cells"), [(2, 2), (2, 1)])
+def test_sorter_puts_every_entry_in_its_place(depth: int, cells: int) -> None:
+    prove(Best(TopK(depth=depth, cells=cells, key_bits=1, data_bits=1)), "prove rings")
+
+
 def test_vector_ring_neither_loses_nor_doubles_a_beat() -> None:
     """The identity matrix, one row at a time: what comes out is what went in, so the ring's order and room can be seen."""
     unit = MatVec(weights=[[[1], [0]], [[0], [1]]], bias=[0, 0], i=BIT, o=Lanes(lanes=1, bits=2, signed=True))
@@ -221,7 +239,26 @@ class FreesEarly(Exact):
         return Signal(init=1)
 
 
+class OverTheEnd(Bump):
+    """Believes that the memory has a word more."""
+
+    def elaborate(self, platform: Any) -> Module:
+        self.depth += 1
+        m = super().elaborate(platform)
+        self.depth -= 1
+        return m
+
+
+class Remembers(TopK):
+    """Does not forget how many entries the frame before had."""
+
+    def _count(self, m: Module, clear: Value, at: Value, on: Value) -> Any:
+        return super()._count(m, Const(0), at, on)
+
+
 PLANTED: dict[str, Any] = {
+    "runs that go over the end": lambda: Runs(OverTheEnd(3)),
+    "a sorter that remembers": lambda: Best(Remembers(depth=2, cells=1, key_bits=1, data_bits=1)),
     "a paged line buffer that frees too early": lambda: windows(FreesEarly(i=BIT, **PAGED["row"]), patience=16),
     "a line buffer that turns windows round": lambda: window_taps(Mirrored(i=BIT, channels=1, **TAPS["row"]), patience=8),
     "a FIFO that drops a beat": lambda: OneToOne(DropsBeat(PAIR, 2), capacity=2, patience=2),
