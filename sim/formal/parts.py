@@ -1,4 +1,4 @@
-"""What a sorter, a join and a giver of runs must do, watched at their ports."""
+"""What a sorter, a join, a giver of runs and a read master must do, watched at their ports."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,6 +7,7 @@ from amaranth.hdl import Array, Assert, Assume, Cat, Module, Mux, ResetSignal, S
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+from hw.lib.axi_read import AxiRead
 from hw.lib.bump import Bump
 from hw.lib.join import Join
 from hw.lib.top_k import TopK
@@ -158,3 +159,39 @@ class Best(Harness):
         m.d.comb += what.eq(Mux(chosen, coming.entry.as_value(), entry))
         m.d.sync += [following.eq(now & ~end), rank.eq(place), entry.eq(what)]
         return Cat(at_least[0][1], now, place, what)
+
+
+class Reads(wiring.Component):  # type: ignore[misc]
+    """:class:`hw.lib.axi_read.AxiRead` before any memory that answers what was asked: read data never waits, no more words are under way
+    than the queue holds, none is asked for or delivered that no ``start`` wants, and offers stay until they are taken."""
+
+    def __init__(self, unit: AxiRead, rounds: int) -> None:
+        self.unit, self.rounds = unit, rounds
+        super().__init__({
+            "start": In(1), "base": In(unit.address_bits), "arready": In(1), "rvalid": In(1), "rdata": In(unit.data_bits), "ready": In(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.unit = unit = self.unit
+        bus = unit.bus
+        m.d.comb += [unit.start.eq(self.start), unit.base.eq(self.base), unit.o.ready.eq(self.ready)]
+        m.d.comb += [bus.arready.eq(self.arready), bus.rvalid.eq(self.rvalid), bus.rdata.eq(self.rdata)]
+        limit = range(self.rounds * max(unit.unpack.words, unit.unpack.beats) + 1)
+        started, way = Signal(range(self.rounds + 1)), Signal(range(unit.depth + 1))
+        asked, given = Signal(limit), Signal(limit)
+        m.d.comb += Assume(~ResetSignal() & (~self.start | (started < self.rounds)) & (~self.rvalid | (way > 0)))
+        asks, gives = bus.arvalid & bus.arready, unit.o.valid & unit.o.ready
+        words = Mux(asks, bus.arlen + 1, 0)
+        m.d.sync += [started.eq(started + self.start), way.eq(way + words - self.rvalid), asked.eq(asked + words), given.eq(given + gives)]
+        m.d.comb += [Assert(~self.rvalid | bus.rready), Assert(way + words <= unit.depth)]
+        m.d.comb += Assert(~bus.arvalid | (asked + bus.arlen < started * unit.unpack.words))
+        m.d.comb += Assert(~unit.o.valid | (given < started * unit.unpack.beats))
+        m.d.comb += self._stays(m, "ar", bus.arvalid, bus.arready, Cat(bus.araddr, bus.arlen))
+        m.d.comb += self._stays(m, "o", unit.o.valid, unit.o.ready, unit.o.payload.as_value())
+        return m
+
+    def _stays(self, m: Module, name: str, valid: Signal, ready: Signal, payload: Value) -> Any:
+        waited, before = Signal(name=f"{name}_waited"), Signal(len(payload), name=f"{name}_before")
+        m.d.sync += [waited.eq(valid & ~ready), before.eq(payload)]
+        return Assert(~waited | (valid & (payload == before)))

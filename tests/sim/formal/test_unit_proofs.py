@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from amaranth.hdl import Const, Mux, Value
 
+from hw.lib.axi_read import AxiRead
 from hw.lib.fork import Fork
 from hw.params import Lanes
 from hw.units.add import AddUnit
@@ -18,8 +19,8 @@ from hw.units.split import SplitUnit
 from hw.units.table import TableUnit
 from hw.units.upsample import UpsampleUnit
 from sim.formal.harness import Harness, OneToOne
-from sim.formal.parts import Through
-from sim.formal.prove import prove
+from sim.formal.parts import Reads, Through
+from sim.formal.prove import ProofFailed, prove
 from sim.formal.windows import Words
 
 BIT = Lanes(lanes=1, bits=1, signed=False)
@@ -61,8 +62,28 @@ def test_unit_keeps_the_rules_of_streams(name: str) -> None:
     prove(UNITS[name](), "prove rings" if name in ("upsample", "shuffle", "fork and weave") else "prove")
 
 
+class Greedy(AxiRead):
+    """Asks for a word more than its queue is said to hold."""
+
+    def elaborate(self, platform: Any) -> Any:
+        self.depth += 1
+        m = super().elaborate(platform)
+        self.depth -= 1
+        return m
+
+
+@pytest.mark.parametrize("kind", [AxiRead, Greedy])
+def test_read_data_never_waits(kind: type[AxiRead]) -> None:
+    reads = Reads(kind(beats=3, o=PAIR, data_bits=32, burst=1, outstanding=2), rounds=2)
+    if kind is AxiRead:
+        prove(reads, "prove")
+        return
+    with pytest.raises(ProofFailed, match="Assert failed in top"):
+        prove(reads, "bmc", 20)
+
+
 @pytest.mark.parametrize("flaw", PLANTED)
 def test_another_unit_is_refused(flaw: str) -> None:
     harness: Any = PLANTED[flaw]()
-    with pytest.raises(Exception, match=r"Assert failed in top|\(abc bmc3\) returned FAIL"):
+    with pytest.raises(ProofFailed, match=r"Assert failed in top|\(abc bmc3\) returned FAIL"):
         prove(harness, "bmc", 30)
