@@ -74,7 +74,7 @@ class Greedy(AxiRead):
 
 @pytest.mark.parametrize("kind", [AxiRead, Greedy])
 def test_read_data_never_waits(kind: type[AxiRead]) -> None:
-    reads = Reads(kind(beats=3, o=PAIR, data_bits=32, burst=1, outstanding=2), rounds=2)
+    reads = Reads(kind(beats=3, o=Lanes(lanes=1, bits=32, signed=False), data_bits=32, burst=1, outstanding=2), rounds=2)
     if kind is AxiRead:
         prove(reads, "prove")
         return
