@@ -71,6 +71,11 @@ class WindowStage(wiring.Component):
         return self.ring.pixels * self.groups
 
     @property
+    def span(self) -> int:
+        """Beats of the map from the first that the line buffer holds to the last."""
+        return self.depth
+
+    @property
     def frame_cycles(self) -> int:
         """Words that leave (counted RESTS times if tight), or beats that enter if those are more."""
         out_h, out_w = self.out_size
@@ -127,7 +132,7 @@ class WindowStage(wiring.Component):
         groups, (top, left), size = self.groups, self.window.pad[:2], self.height * self.width * self.groups
         corner = (top * self.width + left) * groups
         # Taps and corners run ahead of what has come by at most a window or a move over what is never read, both less than the ring.
-        counted = signed((2 * self.depth).bit_length() + 1)
+        counted = signed((2 * self.span).bit_length() + 1)
         ahead = Signal(counted, init=-1)  # beats written from the current tap's on, less 1
         beats = {n: (self._rows[n] * self.width + self._cols[n]) * groups + (n == "group") for n in self.levels}
         moves = [-n for n in self._moves(beats, size)]

@@ -133,6 +133,8 @@ def _windows() -> Iterable[UnitCase]:
     strided = {k: (depthwise("s", 32, Window(kernel=(k, k), stride=(2, 2), pad=(k // 2,) * 4)), 8, 8) for k in (3, 5, 7, 9)}
     yield chain("depthwise/stride2", kind(16, 16, 32), strided[3])
     yield from (chain(f"depthwise/stride2_k{k}_paged", kind(16, 16, 32), layer, lines="paged") for k, layer in strided.items())
+    both = Window(kernel=(3, 3), stride=(2, 2), dilation=(2, 2), pad=(2, 2, 2, 2))
+    yield chain("depthwise/stride2_dilated_paged", kind(16, 16, 32), (depthwise("b", 32, both), 8, 8), lines="paged")
     yield chain("depthwise/dilated", kind(16, 16, 32), (depthwise("d", 32, Window(kernel=(3, 3), dilation=(2, 2), pad=(2, 2, 2, 2))), 8, 8))
     yield from (deform(pattern, 32, 64, 16, 3) for pattern in PATTERNS)
     yield from (deform(pattern, 16, 16, 8, 0) for pattern in ("alternating", "random"))

@@ -4,7 +4,7 @@ A register is a flip-flop a bit, an adder a LUT a bit, a multiplexer of two a LU
 """
 from __future__ import annotations
 
-from hw.lib.paged import entries_needed, pixels_kept
+from hw.lib.paged import Grid, entries_needed, pixels_kept
 from hw.lib.ring import ring_size, window_ring
 from hw.lib.store import ram_luts
 from hw.params import LineBuffer, Multiplier, RomKind, Window
@@ -75,7 +75,7 @@ def window(x: TensorType, shape: Window, word: int, groups: int, lines: LineBuff
     depth = window_ring(x.height, x.width, shape, lines == "tight").pixels * groups
     table, size = Structure(), ring_size(word, depth)
     if lines == "paged":
-        places = pixels_kept(x.width, shape, groups, word)
+        places = pixels_kept(Grid.of(x.height, x.width, shape), shape, groups, word)
         table = places_table(entries_needed(x.height, x.width, shape, places), places, groups) + register(word)
         size = places * groups
     out_h, out_w = shape.out_size(x.height, x.width)

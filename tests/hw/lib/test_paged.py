@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hw.lib.paged import PagedWindow, check_pace, entries_needed, line_buffer, pixels_kept
+from hw.lib.paged import Grid, PagedWindow, check_pace, entries_needed, line_buffer, pixels_kept, window_pixels
 from hw.lib.window import WindowStage
 from hw.params import Lanes, Window
 from hw.testing import run_streams
@@ -24,8 +24,7 @@ class Exact(PagedWindow):
     """K - 1 rows and K pixels, whatever memory they are rounded up to."""
 
     def _places(self) -> int:
-        (kh, kw), (dh, dw) = self.window.kernel, self.window.dilation
-        return (kh - 1) * dh * self.width + (kw - 1) * dw + 1
+        return window_pixels(self.grid, self.window)
 
 
 def case(
@@ -52,6 +51,8 @@ def test_emits_every_window_at_full_rate(tmp_path: Path) -> None:
         case(10, 11, 1, strided(7)),
         case(9, 9, 2, strided(9), lanes=1),
         case(12, 12, 2, strided(3, dilation=3)),
+        case(12, 10, 3, strided(3, dilation=2), lanes=1),  # each second row and column
+        case(14, 12, 2, strided(5, dilation=2), "tap"),
         case(7, 9, 2, strided(3, stride=(2, 1))),
         case(7, 9, 2, strided(3, stride=(1, 2))),
         case(7, 6, 3, strided(3, stride=(1, 1)), lanes=1),
@@ -93,7 +94,7 @@ def test_entries_reach_from_the_first_kept_pixel_to_the_last_promised(window: Wi
         for y, x, i, j in itertools.product(range(out_h), range(out_w), range(window.kernel[0]), range(window.kernel[1]))
     ]
     pixels = [row * width + col for row, col in read if 0 <= row < height and 0 <= col < width]
-    places = pixels_kept(width, window, 1, 8)
+    places = pixels_kept(Grid.of(height, width, window), window, 1, 8)
     live, promised, most = set(range(height * width)), places, 0
     for time, pixel in enumerate(pixels):
         assert pixel in live and pixel < promised  # it had a place
@@ -106,15 +107,16 @@ def test_entries_reach_from_the_first_kept_pixel_to_the_last_promised(window: Wi
 
 def test_memory_is_rounded_up_for_more_places() -> None:
     window = strided(3)
-    assert pixels_kept(16, window, 1, 8) == 35 + 6  # 64 words of LUT RAM
-    assert pixels_kept(64, window, 1, 8) == 131 + 6
-    assert pixels_kept(62, window, 16, 64) * 16 == 2032 + 16  # block RAM of 2,048 words
+    narrow, wide, block = (Grid.of(8, width, window) for width in (16, 64, 62))
+    assert pixels_kept(narrow, window, 1, 8) == 35 + 6  # 64 words of LUT RAM
+    assert pixels_kept(wide, window, 1, 8) == 131 + 6
+    assert pixels_kept(block, window, 16, 64) * 16 == 2032 + 16  # block RAM of 2,048 words
 
 
 def test_refuses() -> None:
     arguments: dict[str, Any] = {"height": 8, "width": 8, "channels": 2, "i": Lanes(lanes=1, bits=8, signed=False), "order": "group"}
-    with pytest.raises(ValueError, match="15 pixels of a 8x8 map are in no window"):
-        line_buffer("paged", window=Window(kernel=(3, 3), stride=(2, 2)), **arguments)
+    with pytest.raises(ValueError, match=r"of 8 rows only \[0, 2, 3, 5\] are in a window"):
+        line_buffer("paged", window=Window(kernel=(2, 4), stride=(3, 1), dilation=(2, 1)), **arguments)
     with pytest.raises(ValueError, match=r"a \(2, 2\) window has too few taps for a stride of \(2, 2\)"):
         check_pace(Window(kernel=(2, 2), stride=(2, 2)))
     assert isinstance(line_buffer("paged", window=strided(3), **arguments), PagedWindow)

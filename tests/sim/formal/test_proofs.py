@@ -14,7 +14,7 @@ from hw.lib.gather import GatherStage
 from hw.lib.held import Reorder
 from hw.lib.join import Join
 from hw.lib.matvec import MatVec
-from hw.lib.paged import PagedWindow
+from hw.lib.paged import PagedWindow, window_pixels
 from hw.lib.regroup import Regroup
 from hw.lib.taps import WindowTaps
 from hw.lib.top_k import TopK
@@ -79,8 +79,7 @@ class Exact(PagedWindow):
     """No more places than K - 1 rows and K pixels."""
 
     def _places(self) -> int:
-        (kh, kw), (dh, dw) = self.window.kernel, self.window.dilation
-        return (kh - 1) * dh * self.width + (kw - 1) * dw + 1
+        return window_pixels(self.grid, self.window)
 
 
 PAGED: dict[str, Any] = {
