@@ -156,6 +156,8 @@ class PagedWindow(WindowStage):
 
     def _is_read(self, m: Module, move: Value) -> Value:
         """Whether the arriving pixel is in a window; others pass by."""
+        if (len(self.grid.rows), len(self.grid.cols)) == (self.height, self.width):
+            return Const(1)
         flags: list[Value] = []
         for name, size, read in (("col", self.width, self.grid.cols), ("row", self.height, self.grid.rows)):
             mask, at = Const(sum(1 << k for k in read), size), Signal(range(max(size, 2)), name=f"arriving_{name}")

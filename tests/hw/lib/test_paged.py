@@ -13,7 +13,8 @@ from hw.lib.window import WindowStage
 from hw.params import Lanes, Window
 from hw.testing import run_streams
 from sim.run import Case, run_cases
-from tests.hw.lib.test_window import Order, Words
+from tests.hw.lib import test_window
+from tests.hw.lib.test_window import Order
 
 
 def strided(k: int, dilation: int = 1, stride: tuple[int, int] = (2, 2)) -> Window:
@@ -27,16 +28,8 @@ class Exact(PagedWindow):
         return window_pixels(self.grid, self.window)
 
 
-def case(
-    height: int, width: int, groups: int, window: Window, order: Order = "group", *, lanes: int = 2, fill: int = 0, frames: int = 4,
-    kind: type[WindowStage] = PagedWindow,
-) -> Case:  # fmt: skip
-    i = Lanes(lanes=lanes, bits=8, signed=False)
-    x = np.random.default_rng(9).integers(0, 256, (frames, height, width, groups * lanes))
-    unit = kind(height=height, width=width, channels=groups * lanes, window=window, i=i, order=order, fill=fill)
-    name = f"{height}x{width} {groups} groups {order} {window.kernel} stride {window.stride} dilation {window.dilation}"
-    op: Any = Words(window, lanes, order, fill)
-    return Case(name=name, unit=unit, op=op, inputs=(x,))
+def case(height: int, width: int, groups: int, window: Window, order: Order = "group", **more: Any) -> Case:
+    return test_window.case(height, width, groups, window, order, **{"kind": PagedWindow, **more})
 
 
 @pytest.mark.rtl
@@ -61,6 +54,7 @@ def test_emits_every_window_at_full_rate(tmp_path: Path) -> None:
 
 
 def cycles(c: Case, p_in: float = 1, p_out: float = 1) -> int:
+    """Cycles until all words have come; AssertionError at one that is not golden's, TimeoutError if they do not all come."""
     lanes = c.unit.lanes.lanes
     i, o = ([word.tolist() for word in a.reshape(-1, lanes)] for a in (c.inputs[0], c.outputs[0]))
     return run_streams(c.unit, {"i": i}, {"o": o}, p_in=p_in, p_out=p_out, max_cycles=20_000)
@@ -77,6 +71,7 @@ def test_is_no_longer_than_two_rows_and_three_pixels(order: Order) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_exact_places_under_stalls(seed: int) -> None:
+    """Every word is compared, and all come."""
     rng = np.random.default_rng(seed)
     k = int(rng.choice([3, 3, 5]))
     height, width, groups = (int(rng.integers(k, k + 6)), int(rng.integers(k, k + 6)), int(rng.integers(1, 4)))

@@ -36,11 +36,12 @@ class Words:
 
 def case(
     height: int, width: int, groups: int, window: Window, order: Order = "tap", *, lanes: int = 2, fill: int = 0, frames: int = 4,
-    tight: bool = False,
+    tight: bool = False, kind: type[WindowStage] = WindowStage,
 ) -> Case:  # fmt: skip
     i = Lanes(lanes=lanes, bits=8, signed=False)
     x = np.random.default_rng(9).integers(0, 256, (frames, height, width, groups * lanes))
-    unit = WindowStage(height=height, width=width, channels=groups * lanes, window=window, i=i, order=order, fill=fill, tight=tight)
+    more: dict[str, Any] = {"tight": True} if tight else {}
+    unit = kind(height=height, width=width, channels=groups * lanes, window=window, i=i, order=order, fill=fill, **more)
     name = f"{height}x{width} {groups} groups {order} {window.kernel} stride {window.stride} dilation {window.dilation} pad {window.pad}"
     op: Any = Words(window, lanes, order, fill)
     return Case(name=name, unit=unit, op=op, inputs=(x,))

@@ -14,7 +14,6 @@ from hw.lib.gather import GatherStage
 from hw.lib.held import Reorder
 from hw.lib.join import Join
 from hw.lib.matvec import MatVec
-from hw.lib.paged import PagedWindow, window_pixels
 from hw.lib.regroup import Regroup
 from hw.lib.taps import WindowTaps
 from hw.lib.top_k import TopK
@@ -27,6 +26,7 @@ from sim.formal.harness import ForkOutput, OneToOne, Pixels
 from sim.formal.parts import Best, Runs, Together
 from sim.formal.prove import ProofFailed, prove
 from sim.formal.windows import Words, window_taps, windows
+from tests.hw.lib.test_paged import Exact
 
 BIT = Lanes(lanes=1, bits=1, signed=False)
 PAIR = Lanes(lanes=1, bits=2, signed=False)
@@ -73,13 +73,6 @@ TAPS: dict[str, Any] = {
 @pytest.mark.parametrize("name", LINES)
 def test_line_buffer_reads_what_has_come_and_has_not_been_overwritten(name: str) -> None:
     prove(windows(WindowStage(i=BIT, **LINES[name]), patience=8), "prove rings")
-
-
-class Exact(PagedWindow):
-    """No more places than K - 1 rows and K pixels."""
-
-    def _places(self) -> int:
-        return window_pixels(self.grid, self.window)
 
 
 PAGED: dict[str, Any] = {
