@@ -50,6 +50,10 @@ UNITS: dict[str, Callable[[], Harness]] = {
 PLANTED: dict[str, Callable[[], Harness]] = {
     "a table of other values": lambda: OneToOne(
         TableUnit(channels=1, values=[2, 0, 1, 3], i=PAIR, o=PAIR), capacity=4, patience=4, expected=looked_up),
+    "a sum for a product": lambda: OneToOne(
+        Through(Fork(PAIR, 2), AddUnit(channels=1, i=PAIR)), capacity=4, patience=4, expected=lambda p, _: p * p),
+    "rows repeated as columns": lambda: Words(
+        UpsampleUnit(height=2, width=1, channels=1, factor=2, i=BIT), 2, [[0], [0], [1], [1]] * 2, 0, 5, patience=12),
     "parts in another order": lambda: OneToOne(
         Through(SplitUnit(sizes=(2, 1), i=PAIR), ConcatUnit(sizes=(1, 2), i=PAIR)), capacity=8, patience=6),
     "a shuffle of other groups": lambda: Words(
