@@ -3,7 +3,9 @@ hardware."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +22,20 @@ from models.qat import calibrate, prepare
 CALIBRATION = 2
 
 
-def export_untrained(preset: str, folder: Path, frames: int, *, trunk: Path | None = None, frac_bits: int = 3, seed: int = 0) -> None:
-    """Write model.onnx and images.npy (``frames``, H, W, 3) of the embedded scenes into ``folder``.
+def export_untrained(
+    preset: str, folder: Path, frames: int, *, network: Mapping[str, Any] | None = None, trunk: Path | None = None, frac_bits: int = 3,
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Write model.onnx and images.npy (``frames``, H, W, 3) of the embedded scenes into ``folder``; ``network``: other values of
+    fields of the preset's CodenetConfig.
 
     Every deformable layer sees at least 8 distinct offsets on the first image, both ends of the range included (models/exercise.py), so
-    a comparison on it proves the gather. The same arguments give the same files. ValueError if there is no such preset.
+    a comparison on it proves the gather. The same arguments give the same files. ValueError if there is no such preset or value.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     torch.manual_seed(seed)
-    config = dataclasses.replace(PRESETS[preset], frac_bits=frac_bits)
+    config = dataclasses.replace(PRESETS[preset], frac_bits=frac_bits, **(network or {}))
     height, width = config.size
     model = Codenet(config).eval()
     if trunk is not None:
@@ -40,6 +46,6 @@ def export_untrained(preset: str, folder: Path, frames: int, *, trunk: Path | No
 
     model = prepare(model)
     calibrate(model, [images_to_input(scenes("train", CALIBRATION))])
-    network = exercise_offsets(freeze(model), scenes("test", 1), seed=seed)
-    export_qonnx(network, folder / "model.onnx")
+    exercised = exercise_offsets(freeze(model), scenes("test", 1), seed=seed)
+    export_qonnx(exercised, folder / "model.onnx")
     np.save(folder / "images.npy", scenes("test", frames))

@@ -77,18 +77,19 @@ def add_bench(app: typer.Typer, screen: Console, bars: Callable[[str], Any], say
     def presets(
         device: Annotated[str, typer.Option(help=f"One of {', '.join(sorted(DEVICES))}.")],
         preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)} (default: all).")] = None,
+        codesign: Annotated[bool, typer.Option("--codesign", help="Besides, relatives: fewer offsets, pointwise first.")] = False,
         as_json: Json = False,
     ) -> None:
         """The largest of CoDeNet's presets that a device holds, from pixels to boxes, and its cycles a frame: estimates."""
-        records = bench_presets(device, preset, step=say)
+        records = bench_presets(device, preset, codesign=codesign, step=say)
         if as_json:
             print(json.dumps(records))
             return
-        table = Table("preset", "multiplications", "fits", "cycles a frame", "frames a second", *RESOURCES, "limit")
+        table = Table("preset", "network", "multiplications", "fits", "cycles a frame", "frames a second", *RESOURCES, "limit")
         for r in records:
             shares = ("" if r["shares"] is None else f"{r['shares'][name]:.0%}" for name in RESOURCES)
             speed = (f"{r['cycles_per_frame']:,}", f"{r['fps']:.1f}") if r["cycles_per_frame"] else ("", "")
-            table.add_row(r["preset"], f"{r['multiplications']:,}", "yes" if r["fits"] else "no", *speed, *shares, r["limit"])
+            table.add_row(r["preset"], r["network"], f"{r['multiplications']:,}", "yes" if r["fits"] else "no", *speed, *shares, r["limit"])
         screen.print(table)
         best, target = largest(records), target_of(device)
         found = "none fits" if best is None else f"{best['preset']} with {best['cycles_per_frame']:,} cycles a frame"

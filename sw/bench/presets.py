@@ -18,16 +18,23 @@ from sw.targets import Device, target_of
 
 #: In order of size: least multiplications first.
 PRESETS = ("tiny", "small", "a", "b", "c", "d", "e")
+#: The network as it is, and what co-design makes of it: other networks, to be trained anew (docs/architecture.md).
+AS_IT_IS = "as it is"
+CODESIGNS: dict[str, dict[str, Any]] = {
+    "offsets -4..3": {"bounds": (-4, 3)},
+    "pointwise first": {"order": "mix-first"},
+    "pointwise first, offsets -4..3": {"order": "mix-first", "bounds": (-4, 3)},
+}
 #: Images that go with a model made for this: none is simulated.
 FRAMES = 1
 Step = Callable[[str], None]
 
 
 def bench_presets(
-    device: str, preset: str | None = None, *, folder: Path | None = None, step: Step = lambda _: None
+    device: str, preset: str | None = None, *, codesign: bool = False, folder: Path | None = None, step: Step = lambda _: None
 ) -> list[dict[str, Any]]:
     """A record for each preset, the smallest first, or for the one named: whether it fits the device from pixels to boxes, the least
-    cycles a frame, what limits, its estimated area and shares.
+    cycles a frame, what limits, its estimated area and shares. ``codesign``: behind each, records of its relatives of CODESIGNS.
 
     Models have random weights and lie in ``folder`` (build/bench/presets of the checkout), made once; a record is made anew when model or
     code changed. WarploomError for a preset or device that there is not.
@@ -35,32 +42,37 @@ def bench_presets(
     if preset is not None and preset not in PRESETS:
         raise WarploomError(f"--preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     target, base = target_of(device), folder or ROOT / "build" / "bench" / "presets"
-    return [_record(name, target, base / name, step) for name in ([preset] if preset else PRESETS)]
+    networks = {AS_IT_IS: {}, **CODESIGNS} if codesign else {AS_IT_IS: {}}
+    return [_record(name, network, target, base, step) for name in ([preset] if preset else PRESETS) for network in networks]
 
 
 def largest(records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record of the largest preset that fits; None if none does."""
-    return next((r for r in reversed(records) if r["fits"]), None)
+    """The record of the largest preset that fits as it is; None if none does."""
+    return next((r for r in reversed(records) if r["fits"] and r["network"] == AS_IT_IS), None)
 
 
-def _record(name: str, device: Device, folder: Path, step: Step) -> dict[str, Any]:
+def _record(name: str, network: str, device: Device, base: Path, step: Step) -> dict[str, Any]:
+    fields = CODESIGNS.get(network, {})
+    said = name if not fields else f"{name}, {network}"
+    folder = base / name / network.translate(str.maketrans(" ", "_", ",.")) if fields else base / name
     model = folder / "model" / "model.onnx"
     if not model.is_file():
-        step(f"{name}: weights, ranges, offsets")
+        step(f"{said}: weights, ranges, offsets")
         with new_folder(model.parent) as made:
-            steps.upward("untrained")(name, made, FRAMES)
+            steps.upward("untrained")(name, made, FRAMES, network=fields)
     path, key = folder / f"{device.name}.json", digest([compiler.source_hash(), device.name, model.read_bytes()])
     if path.is_file() and (found := json.loads(path.read_text()))["key"] == key:
         return dict(found["record"])
-    record = _searched(name, with_decoder(compiler.load_graph(model), Boxes()), device, lambda text: step(f"{name}: {text}"))
+    facts = {"preset": name, "network": network, "device": device.name}
+    record = facts | _searched(with_decoder(compiler.load_graph(model), Boxes()), device, lambda text: step(f"{said}: {text}"))
     with whole_file(path) as file:
         file.write_text(json.dumps({"key": key, "record": record}, indent=1))
     return record
 
 
-def _searched(name: str, graph: Graph, device: Device, step: Step) -> dict[str, Any]:
+def _searched(graph: Graph, device: Device, step: Step) -> dict[str, Any]:
     """The fastest that fits: the search leaves some of a part free (its ``fill``), and the design that comes of it must not exceed it."""
-    facts = {"preset": name, "device": device.name, "multiplications": graph.multiplications()}
+    facts = {"multiplications": graph.multiplications()}
     try:
         design, choice = compiler.searched(graph, device, None, None, None, None, step)
     except CompileError as error:
