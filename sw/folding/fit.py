@@ -3,10 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from hw.params import Multiplier
 from sw import estimate
 from sw.engine import EnginePlan
+from sw.errors import CompileError
 from sw.estimate import Area
 from sw.folding import spill
 from sw.folding.fold import Fold
@@ -18,6 +20,8 @@ from sw.targets import Device
 
 #: Times that a search is tried with the queues and gearboxes of the last one.
 LOOKS = 5
+#: Where no interval fits beside the queues of the fastest design: it is made slower by these, one after the other.
+SLOWER = (1.1, 1.2, 1.4, 1.8, 2.6, 4.2)
 
 
 def built(graph: Graph, choice: Choice) -> Design:
@@ -31,28 +35,50 @@ def fit(
     graph: Graph, device: Device, target: int | None, multiplier: Multiplier | None, pins: dict[str, Fold] | None,
     engine: EnginePlan | None, step: Callable[[str], None],
 ) -> Choice:  # fmt: skip
-    """What a search finds that knows its queues and gearboxes: it looks twice, and more often if the engine's tiles had to go to external
-    memory and the design still does not fit. Errors as of :func:`sw.folding.search.search`."""
-    around, near = Area(), 0
+    """What a search finds that knows its queues and gearboxes: it looks twice, and more often while what it builds does not fit.
+
+    A fast design's queues may leave no room for any, so if none fits beside those of the fastest, intervals that are longer and longer
+    are aimed at until what is built fits. Errors as of :func:`sw.folding.search.search`.
+    """
     like = Search(graph, room_of(device, target), multiplier or device.multiplier, {})
-    for look in range(LOOKS):
-        step(f"choosing foldings, {'beside queues and gearboxes' if look else 'a first time'}")
-        choice = search(
-            graph, device, target=target, multiplier=multiplier, pins=pins, engine=engine, around=around, near=near, like=like, step=step
-        )
-        near = choice.interval
-        if look and (choice.engine is None or choice.engine.store == "chip"):
-            break
+    find = partial(search, graph, device, multiplier=multiplier, like=like, step=step)
+    step("choosing foldings, a first time")
+    first = find(target=target, pins=pins, engine=engine)
+    try:
+        return _beside(graph, device, first, partial(find, target=target), pins, engine, step)
+    except CompileError:
+        if target is not None or engine is not None:
+            raise
+        for factor in SLOWER:
+            longer = fit(graph, device, round(first.interval * factor), multiplier, pins, None, step)
+            if _fits(built(graph, longer), device):
+                return replace(longer, too_short=first.too_short)
+        raise
+
+
+def _beside(
+    graph: Graph, device: Device, choice: Choice, find: Callable[..., Choice], pins: dict[str, Fold] | None, engine: EnginePlan | None,
+    step: Callable[[str], None],
+) -> Choice:  # fmt: skip
+    """The choice that is found beside the queues and gearboxes of the one before. Where the engine's tiles went to external memory, long
+    queues do, too, and that plan stays."""
+    for look in range(1, LOOKS + 1):
         step("building units and sizing FIFOs")
         design = built(graph, choice)
         if engine is None and choice.engine and choice.engine.store == "memory":
             design, choice = _queued(graph, choice, design)
             engine = choice.engine
             pins = (pins or {}) | {n: f for n, f in choice.folds.items() if f.place == "memory"}
-        elif look and shares_of(sum(estimate.design(design).values(), Area()), device).max() <= 1:
+        elif look > 1 and (look == LOOKS or _fits(design, device)):
             break
-        around = estimate.around(design)
+        step("choosing foldings, beside queues and gearboxes")
+        choice = find(pins=pins, engine=engine, around=estimate.around(design, device.family), near=choice.interval)
     return choice
+
+
+def _fits(design: Design, device: Device) -> bool:
+    """Whether the whole design is estimated to fit."""
+    return bool(shares_of(sum(estimate.design(design, device.family).values(), Area()), device).max() <= 1)
 
 
 def _queued(graph: Graph, choice: Choice, design: Design) -> tuple[Design, Choice]:

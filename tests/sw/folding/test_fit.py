@@ -1,0 +1,84 @@
+"""A search beside the queues of what it built: it goes on until the whole fits, slower if need be."""
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sw import estimate
+from sw.compiler import load_graph
+from sw.errors import CompileError
+from sw.estimate import Area, Family
+from sw.folding import fit as fitting
+from sw.folding.fit import built, fit
+from sw.folding.search import search
+from sw.graph import Graph
+from sw.lower import Design
+from sw.targets import DEVICES
+from sw.testing import micro_network
+
+DEVICE = DEVICES["xczu3eg"]
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    return load_graph(micro_network(tmp_path / "micro.onnx"))
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def interval(design: Design) -> int:
+    cycles: int = max(u.frame_cycles for u in design.units.values())
+    return cycles
+
+
+def with_queues(monkeypatch: pytest.MonkeyPatch, queues: Any) -> list[str]:
+    """Designs have other queues beside them, ``queues(interval)``; returns for which families estimates were asked."""
+    families: list[str] = []
+
+    def around(design: Design, family: Family = "xcup") -> Area:
+        families.append(family)
+        return Area(bram36=queues(interval(design)))
+
+    def whole(design: Design, family: Family = "xcup") -> dict[str, Area]:
+        return estimate.design(design, family) | {"queues": around(design, family)}
+
+    monkeypatch.setattr(fitting, "estimate", SimpleNamespace(around=around, design=whole))
+    return families
+
+
+def test_a_fast_design_whose_queues_fill_the_part_becomes_slower(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = search(graph, DEVICE)
+    with_queues(monkeypatch, lambda cycles: 1000 if cycles < 1.3 * first.interval else 0)
+    choice = fit(graph, DEVICE, None, None, None, None, quiet)
+    assert 1.3 * first.interval <= choice.interval <= 1.8 * first.interval and interval(built(graph, choice)) == choice.interval
+    assert choice.too_short == first.too_short
+
+
+def test_where_no_pace_leaves_room_the_resource_is_named(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_queues(monkeypatch, lambda _: 1000)
+    with pytest.raises(CompileError, match=r"xczu3eg is too small even at .* block RAM at 4..%"):
+        fit(graph, DEVICE, None, None, None, None, quiet)
+
+
+def test_a_target_is_looked_at_again_while_its_queues_do_not_fit(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queues that shrink as they are looked at: the search goes on until the whole fits, and no longer."""
+    asked: list[int] = []
+
+    def queues(cycles: int) -> int:
+        asked.append(cycles)
+        return 500 if len(asked) < 4 else 0
+
+    with_queues(monkeypatch, queues)
+    choice = fit(graph, DEVICE, 4 * search(graph, DEVICE).interval, None, None, None, quiet)
+    assert choice.interval == asked[-1] and len(asked) == 4
+
+
+def test_queues_are_priced_as_the_device_prices_them(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    families = with_queues(monkeypatch, lambda _: 0)
+    fit(graph, DEVICES["lfe5u-85f"], None, None, None, None, quiet)
+    assert set(families) == {"ecp5"}
