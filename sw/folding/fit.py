@@ -60,8 +60,9 @@ def _beside(
     graph: Graph, device: Device, choice: Choice, find: Callable[..., Choice], pins: dict[str, Fold] | None, engine: EnginePlan | None,
     step: Callable[[str], None],
 ) -> Choice:  # fmt: skip
-    """The choice that is found beside the queues and gearboxes of the one before. Where the engine's tiles went to external memory, long
-    queues do, too, and that plan stays."""
+    """The choice that is found beside the queues and gearboxes of the one before, until it fits or comes again. Where the engine's tiles
+    went to external memory, long queues do, too, and that plan stays."""
+    seen: list[object] = []
     for look in range(1, LOOKS + 1):
         step("building units and sizing FIFOs")
         design = built(graph, choice)
@@ -69,8 +70,9 @@ def _beside(
             design, choice = _queued(graph, choice, design)
             engine = choice.engine
             pins = (pins or {}) | {n: f for n, f in choice.folds.items() if f.place == "memory"}
-        elif look > 1 and (look == LOOKS or _fits(design, device)):
+        elif look > 1 and (look == LOOKS or (choice.folds, choice.engine) in seen or _fits(design, device)):
             break
+        seen.append((choice.folds, choice.engine))
         step("choosing foldings, beside queues and gearboxes")
         choice = find(pins=pins, engine=engine, around=estimate.around(design, device.family), near=choice.interval)
     return choice

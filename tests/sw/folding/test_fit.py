@@ -12,7 +12,7 @@ from sw.compiler import load_graph
 from sw.errors import CompileError
 from sw.estimate import Area, Family
 from sw.folding import fit as fitting
-from sw.folding.fit import built, fit
+from sw.folding.fit import LOOKS, built, fit
 from sw.folding.search import search
 from sw.graph import Graph
 from sw.lower import Design
@@ -65,17 +65,11 @@ def test_where_no_pace_leaves_room_the_resource_is_named(graph: Graph, monkeypat
         fit(graph, DEVICE, None, None, None, None, quiet)
 
 
-def test_a_target_is_looked_at_again_while_its_queues_do_not_fit(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queues that shrink as they are looked at: the search goes on until the whole fits, and no longer."""
-    asked: list[int] = []
-
-    def queues(cycles: int) -> int:
-        asked.append(cycles)
-        return 500 if len(asked) < 4 else 0
-
-    with_queues(monkeypatch, queues)
-    choice = fit(graph, DEVICE, 4 * search(graph, DEVICE).interval, None, None, None, quiet)
-    assert choice.interval == asked[-1] and len(asked) == 4
+def test_a_choice_that_comes_again_ends_the_search(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    with_queues(monkeypatch, lambda _: 500)
+    fit(graph, DEVICE, 4 * search(graph, DEVICE).interval, None, None, None, looked.append)
+    assert len([s for s in looked if s.startswith("choosing")]) == 3 < LOOKS
 
 
 def test_queues_are_priced_as_the_device_prices_them(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
