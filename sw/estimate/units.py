@@ -200,6 +200,7 @@ def deform_memory(op: Any, types: Types, out: TensorType, fold: Fold) -> Structu
     wide = share + w_bits
     factor = Structure((w_bits - 1) * wide, tree_stages(w_bits) * wide + w_bits)
     lane = factor + product(wide, x.bits + 1) + register(wide + x.bits, 0) + register(x.bits) + register(out.bits, 2) + register(out.bits)
+    lane += Structure(0, LANE_REGISTERS)
     columns = lanes * constants_bits(int(op.bias.min()), int(op.bias.max()))
     bias = rom(lanes * out.bits, groups, columns=columns) if op.bias.any() else Structure()
     tables = rom(lanes * w_bits, groups * op.weights.shape[0] ** 2) + ram(lanes * out.bits, groups) + bias
@@ -208,6 +209,8 @@ def deform_memory(op: Any, types: Types, out: TensorType, fold: Fold) -> Structu
 
 #: LUTs and flip-flops of what finds neighbours in memory and asks for them.
 FETCH = 450
+#: Flip-flops that wait beside a lane's product: fitted to 8 and 16 lanes.
+LANE_REGISTERS = 34
 
 
 def requant(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
