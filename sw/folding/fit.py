@@ -20,7 +20,7 @@ from sw.targets import Device
 
 #: Times that a search is tried with the queues and gearboxes of the last one.
 LOOKS = 5
-#: Where no interval fits beside the queues of the fastest design: it is made slower by these, one after the other.
+#: Where none so short fits beside the queues of the fastest design: it is made slower by these, one after the other.
 SLOWER = (1.1, 1.2, 1.4, 1.8, 2.6, 4.2)
 
 
@@ -37,23 +37,28 @@ def fit(
 ) -> Choice:  # fmt: skip
     """What a search finds that knows its queues and gearboxes: it looks twice, and more often while what it builds does not fit.
 
-    A fast design's queues may leave no room for any, so if none fits beside those of the fastest, intervals that are longer and longer
-    are aimed at until what is built fits. Errors as of :func:`sw.folding.search.search`.
+    The queues of a design that is too fast leave little room or none beside them, so if only a much slower one fits there, intervals that
+    are longer and longer are aimed at until what is built fits. Errors as of :func:`sw.folding.search.search`.
     """
     like = Search(graph, room_of(device, target), multiplier or device.multiplier, {})
     find = partial(search, graph, device, multiplier=multiplier, like=like, step=step)
     step("choosing foldings, a first time")
     first = find(target=target, pins=pins, engine=engine)
+    found, error = None, CompileError()
     try:
-        return _beside(graph, device, first, partial(find, target=target), pins, engine, step)
-    except CompileError:
-        if target is not None or engine is not None:
-            raise
-        for factor in SLOWER:
-            longer = fit(graph, device, round(first.interval * factor), multiplier, pins, None, step)
-            if _fits(built(graph, longer), device):
-                return replace(longer, too_short=first.too_short)
-        raise
+        found = _beside(graph, device, first, partial(find, target=target), pins, engine, step)
+    except CompileError as caught:
+        error = caught
+    for factor in SLOWER if target is None and engine is None else ():
+        aim = round(first.interval * factor)
+        if found and found.interval <= aim:
+            break
+        longer = fit(graph, device, aim, multiplier, pins, None, step)
+        if _fits(built(graph, longer), device):
+            return replace(longer, too_short=first.too_short)
+    if found is None:
+        raise error
+    return found
 
 
 def _beside(
