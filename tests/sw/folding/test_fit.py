@@ -1,6 +1,7 @@
 """A search beside the queues of what it built: it goes on until the whole fits, slower if need be."""
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,13 +37,13 @@ def interval(design: Design) -> int:
     return cycles
 
 
-def with_queues(monkeypatch: pytest.MonkeyPatch, queues: Any) -> list[str]:
-    """Designs have other queues beside them, ``queues(interval)``; returns for which families estimates were asked."""
+def with_queues(monkeypatch: pytest.MonkeyPatch, queues: Any, kind: str = "bram36") -> list[str]:
+    """Designs have other queues beside them, of ``queues(interval)``; returns for which families estimates were asked."""
     families: list[str] = []
 
     def around(design: Design, family: Family = "xcup") -> Area:
         families.append(family)
-        return Area(bram36=queues(interval(design)))
+        return Area(**{kind: queues(interval(design))})
 
     def whole(design: Design, family: Family = "xcup") -> dict[str, Area]:
         return estimate.design(design, family) | {"queues": around(design, family)}
@@ -57,6 +58,16 @@ def test_a_fast_design_whose_queues_fill_the_part_becomes_slower(graph: Graph, m
     choice = fit(graph, DEVICE, None, None, None, None, quiet)
     assert 1.3 * first.interval <= choice.interval <= 1.8 * first.interval and interval(built(graph, choice)) == choice.interval
     assert choice.too_short == first.too_short
+
+
+def test_the_queues_of_the_fastest_do_not_make_it_slower_than_need_be(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside them only a design three times as slow fits; one a little slower has none of them."""
+    first = search(graph, DEVICE)
+    small = dataclasses.replace(DEVICE, luts=round(1.2 * first.area.lut), fill=(1.0, 1.0, 1.0, 1.0))
+    queues = round(0.4 * small.luts)
+    assert search(graph, small, around=Area(lut=queues)).interval >= 3 * first.interval
+    with_queues(monkeypatch, lambda cycles: queues if cycles < 1.05 * first.interval else 0, "lut")
+    assert first.interval < fit(graph, small, None, None, None, None, quiet).interval <= 1.4 * first.interval
 
 
 def test_where_no_pace_leaves_room_the_resource_is_named(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
