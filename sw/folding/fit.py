@@ -51,7 +51,7 @@ def fit(
         error = caught
     for factor in SLOWER if target is None and engine is None else ():
         aim = round(first.interval * factor)
-        if found and found.interval <= aim:
+        if found and found.interval <= aim and _fits(built(graph, found), device):
             break
         longer = fit(graph, device, aim, multiplier, pins, None, step)
         if _fits(built(graph, longer), device):
