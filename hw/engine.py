@@ -102,9 +102,9 @@ class EngineUnit(Unit):
         _check(layers)
         self.layers, self.pe, self.lanes, self.data_bits, self.memory = list(layers), pe, lanes, data_bits, memory
         self.simd = simd = data_bits // 8 if memory else layers[0].i.lanes
-        values = [w for layer in layers for row in layer.weights for w in row]
         self.bits = max(_sum_bits(layer) for layer in layers)
-        weight = Range(low=min(*values, 0), high=max(*values, 1))
+        rows = [row for layer in layers for row in layer.weights]
+        weight = Range(low=min(0, min(map(min, rows))), high=max(1, max(map(max, rows))))
         self.core = MatVecCore(pe=pe, simd=simd, weight=weight, i=Lanes(lanes=simd, bits=8, signed=False), bits=self.bits, kind=multiplier)
         self.shift = min(s for layer in layers for s in layer.shift)
         size = -(-pe // (data_bits // PARAMETERS))
@@ -299,7 +299,8 @@ def _sum_bits(layer: EngineLayer) -> int:
     low, high = layer.i.lowest, layer.i.highest
     ends = []
     for row, bias in zip(layer.weights, layer.bias, strict=True):
-        positive, negative = sum(w for w in row if w > 0), sum(w for w in row if w < 0)
+        total, size = sum(row), sum(map(abs, row))
+        positive, negative = (size + total) // 2, (total - size) // 2
         ends += [positive * low + negative * high + bias, positive * high + negative * low + bias, bias]
     return bits_for(ends)
 

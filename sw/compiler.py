@@ -215,7 +215,7 @@ def describe(design: Design) -> dict[str, Any]:
         "weight_bytes": weight_bytes(graph),
         "area": sum(areas.values(), estimate.Area()).record(),
         "memory": estimate.memories(design),
-        "interval_cycles": max(u.frame_cycles for u in design.units.values()),
+        "interval_cycles": design.interval,
         "notes": list(graph.notes),
         "metadata": dict(graph.metadata),
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from hw.engine import EngineUnit
@@ -44,6 +45,12 @@ class Design:
     memories: dict[str, tuple[str, str]] = field(default_factory=dict)
     controls: dict[str, tuple[str, str]] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
+    known: dict[object, Unit] = field(default_factory=dict)
+
+    @cached_property
+    def interval(self) -> int:
+        """Cycles a frame of the slowest unit; to be asked when all units are there."""
+        return max(u.frame_cycles for u in self.units.values())
 
     @property
     def probes(self) -> dict[str, Port]:
@@ -100,9 +107,13 @@ class Design:
         )  # fmt: skip
 
 
-def lower(graph: Graph, folds: Mapping[str, Fold], engine: EnginePlan | None = None) -> Design:
-    """Build every unit and link; FIFO depths are 0 until sized. CompileError if a fold does not fit its unit."""
-    design = Design(graph=graph, folds=folds, engine=engine)
+def lower(graph: Graph, folds: Mapping[str, Fold], engine: EnginePlan | None = None, known: dict[object, Unit] | None = None) -> Design:
+    """Build every unit and link; FIFO depths are 0 until sized. CompileError if a fold does not fit its unit.
+
+    ``known``: units of other designs of the graph, taken where they are the same and added to. Designs that share units are to be looked
+    at only: hardware of two of them would share submodules.
+    """
+    design = Design(graph=graph, folds=folds, engine=engine, known={} if known is None else known)
     readers: dict[str, list[Port]] = {t: [] for t in graph.tensors}
     shared = _share(design, readers)
     for node in graph.nodes:
@@ -119,15 +130,25 @@ def lower(graph: Graph, folds: Mapping[str, Fold], engine: EnginePlan | None = N
             _connect(design, design.ports[tensor], ports, graph.tensors[tensor].type)
     if engine and engine.queues:
         _check_queues(design, engine)
-        design.units[ENGINE] = build(graph, engine, design.waiting)
+        design.units[ENGINE] = _engine(design, engine)
     return design
+
+
+def _engine(design: Design, engine: EnginePlan) -> EngineUnit:
+    """The engine with the streams that wait in memory so far."""
+    key = repr((replace(engine, queues={}), design.waiting))
+    if key not in design.known:
+        design.known[key] = build(design.graph, engine, tuple(design.waiting))
+    unit = design.known[key]
+    assert isinstance(unit, EngineUnit)
+    return unit
 
 
 def _share(design: Design, readers: dict[str, list[Port]]) -> set[str]:
     """The engine and its streams; returns the names of the nodes that it computes."""
     if design.engine is None or not design.engine.places:
         return set()
-    unit = design.units[ENGINE] = build(design.graph, design.engine)
+    unit = design.units[ENGINE] = _engine(design, design.engine)
     shared = set()
     for k, (conv, requant) in enumerate(members(design.graph, design.engine).values()):
         layer = unit.layers[k]
@@ -146,11 +167,12 @@ def _add(design: Design, node: Node, readers: dict[str, list[Port]]) -> None:
     i, o = lanes(types[0], fold.lanes_in), lanes(outs[0], fold.lanes_out)
     name = identifier(node.name)
     try:
-        design.units[name] = BUILDERS[type(node.op)](node.op, types, i, o, fold)
+        if (node.name, fold) not in design.known:
+            design.known[node.name, fold] = BUILDERS[type(node.op)](node.op, types, i, o, fold)
     except ValueError as error:
         widths = f"{fold.lanes_in} lanes in, {fold.lanes_out} out"
         raise CompileError(f"{node.name} ({node.op.name}) cannot be folded to {widths}: {error}") from None
-    design.nodes[name] = node
+    design.units[name], design.nodes[name] = design.known[node.name, fold], node
     if fold.place == "memory":
         design.memories |= {f"{name}_{port}": (name, port) for port in ("read", "write")}
     for k, tensor in enumerate(node.outputs):

@@ -8,6 +8,7 @@ that would leave its blocks mostly empty is LUT RAM, or a table in LUTs if it is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
@@ -49,12 +50,15 @@ def ram_luts(width: int, depth: int) -> int:
     return banks * 8 * -(-width // 7) + width * mux_luts(banks)
 
 
+@cache
 def block_shape(width: int, depth: int) -> tuple[int, int]:
-    """(block RAMs of 18 kbit, how many stand behind each other) in the cheapest shape, what chooses among them counted in."""
+    """(block RAMs of 18 kbit, how many stand behind each other) in the cheapest shape, what chooses among them counted in; looked up,
+    since a search asks hundreds of thousands of times."""
     shapes = [(-(-width // w) * -(-depth // d), -(-depth // d)) for w, d in ASPECTS]
     return min(shapes, key=lambda shape: (shape[0] + width * mux_luts(shape[1]) / LUTS_A_BLOCK, shape[1]))
 
 
+@cache
 def place_of(width: int, depth: int, *, written: bool = True) -> Place:
     """Where a memory of ``depth`` words stands: the rule."""
     luts = ram_luts(width, depth) if written else table_luts(width, depth)

@@ -79,7 +79,7 @@ def _searched(graph: Graph, device: Device, step: Step) -> dict[str, Any]:
         return facts | {"fits": False, "cycles_per_frame": None, "fps": None, "limit": str(error), "area": None, "shares": None}
     area = sum(estimate.design(design, device.family).values(), Area())
     shares = dict(zip(RESOURCES, shares_of(area, device).tolist(), strict=True))
-    cycles = max(u.frame_cycles for u in design.units.values())
+    cycles = design.interval
     return facts | {
         "fits": max(shares.values()) <= 1, "cycles_per_frame": cycles, "fps": device.clock_hz / cycles, "limit": choice.limit,
         "area": area.record(), "shares": shares,

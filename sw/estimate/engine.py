@@ -4,13 +4,14 @@ from __future__ import annotations
 from hw.lib.finisher import PARAMETERS
 from hw.lib.slab import parameter_depth, parameter_place, slab_depth
 from hw.lib.spool import BLOCK, STAGED
-from sw.engine import EnginePlan, members, row_bits, weights_of
+from sw.engine import BYTE, EnginePlan, members, row_bits, weights_of
 from sw.estimate.area import Structure, ram
 from sw.estimate.parts import register
 from sw.estimate.units import accumulators, dot
 from sw.folding.fold import Fold, beats, packed
 from sw.graph import Graph
 from sw.ops import TensorType
+from sw.ops.base import weight_range
 
 #: Bits of an accumulator.
 ACCUMULATOR = 24
@@ -30,7 +31,8 @@ def engine(graph: Graph, plan: EnginePlan) -> Structure:
         behind += place.tile * place.out_slots * beats(y.channels, plan.simd)
     lanes = Fold(lanes_in=plan.simd, lanes_out=plan.pe, multiplier=plan.multiplier)
     pixel = TensorType(height=1, width=1, channels=1, bits=8, signed=False)
-    core = dot(min(convs, key=lambda c: packed(c, pixel, lanes)).op, pixel, lanes).parts
+    least = weight_range(min(convs, key=lambda c: packed(c, pixel, lanes)).op)
+    core = dot(least, BYTE, pixel.bits, plan.simd, plan.pe, plan.multiplier).parts
     sums = accumulators(plan.pe, ACCUMULATOR) + register(ACCUMULATOR * plan.pe, 1) + register(4 * products + 8 * plan.simd)
     count = len(layers) + len(plan.queues)
     if plan.store == "memory":

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -10,7 +11,7 @@ from hw.lib.arith import tree_stages
 from hw.lib.packing import PACKERS, Packing, packing_of, signed_bits
 from hw.lib.store import place_of
 from hw.lib.top_k import sorter_rows
-from hw.params import Range, Window
+from hw.params import Multiplier, Range, Window
 from hw.units.upsample import ring_beats
 from sw.estimate.area import Structure, ram, rom
 from sw.estimate.parts import (
@@ -73,7 +74,7 @@ def conv(op: Any, types: Types, out: TensorType, fold: Fold) -> Structure:
     x, simd, pe = types[0], fold.lanes_in, fold.lanes_out
     groups, folds = beats(x.channels, simd), beats(out.channels, pe)
     steps = op.window.taps * groups
-    core = dot(op, x, fold)
+    core = dot(weight_range(op), Range(low=x.lowest, high=x.highest), x.bits, simd, pe, fold.multiplier)
     total = core.parts + accumulators(pe, out.bits)
     total += rom(core.row_bits, steps * folds, fold.memory, core.columns) + counter(steps * folds)
     if folds > 1:
@@ -104,38 +105,39 @@ class Dot:
     latency: int
 
 
-def dot(op: Any, x: TensorType, fold: Fold) -> Dot:
-    """The inner products of a fold."""
-    simd, pe, weight = fold.lanes_in, fold.lanes_out, weight_range(op)
-    packing = packing_of(fold.multiplier, simd, weight, Range(low=x.lowest, high=x.highest)) if fold.multiplier in PACKERS else None
+@cache
+def dot(weight: Range, x: Range, x_bits: int, simd: int, pe: int, multiplier: Multiplier) -> Dot:
+    """The inner products of a fold: weights of a range and bits of an operand's; looked up, since a search asks thousands of times."""
+    packing = packing_of(multiplier, simd, weight, x) if multiplier in PACKERS else None
     w_bits = signed_bits(weight)
-    term = max(abs(weight.low), weight.high) * max(abs(x.lowest), x.highest)
+    term = max(abs(weight.low), weight.high) * max(abs(x.low), x.high)
     sum_bits = signed_bits(Range(low=-simd * term, high=simd * term))
     if packing is None:
-        soft = Structure(x.bits * w_bits / 2 + x.bits + w_bits, 2 * (x.bits + w_bits))
-        one = product(x.bits, w_bits) if fold.multiplier == "inferred" else soft
-        tree = Structure((simd - 1) * (sum_bits - 1), (x.bits + w_bits) * simd + sum_bits * simd / 3)
+        soft = Structure(x_bits * w_bits / 2 + x_bits + w_bits, 2 * (x_bits + w_bits))
+        one = product(x_bits, w_bits) if multiplier == "inferred" else soft
+        tree = Structure((simd - 1) * (sum_bits - 1), (x_bits + w_bits) * simd + sum_bits * simd / 3)
         return Dot((one.times(simd) + tree).times(pe), pe * simd * w_bits, pe * simd * w_bits, 2 + tree_stages(simd))
     groups, rest = divmod(pe, packing.lanes)
-    total = packed_group(packing, packing.lanes, x, w_bits, sum_bits, fold).times(groups)
-    if fold.multiplier == "dsp48e2":
-        total += waiting(simd, packing.chain, x.bits)
+    total = packed_group(packing, packing.lanes, simd, w_bits, sum_bits, multiplier).times(groups)
+    if multiplier == "dsp48e2":
+        total += waiting(simd, packing.chain, x_bits)
     if rest:
-        total += packed_group(packing, rest, x, w_bits, sum_bits, fold)
+        total += packed_group(packing, rest, simd, w_bits, sum_bits, multiplier)
     # Upper weights are stored less a borrow where packing is wiring only: a bit more if that leaves their range.
-    wide = w_bits + (fold.multiplier != "dsp48e2" and weight.low == -(1 << w_bits - 1))
+    wide = w_bits + (multiplier != "dsp48e2" and weight.low == -(1 << w_bits - 1))
     row_bits = -(-pe // packing.lanes) * simd * (w_bits + (packing.lanes - 1) * wide)
     chains = -(-simd // packing.chain)
     return Dot(total, row_bits, simd * pe * wide, 3 + tree_stages(packing.chain) + tree_stages(chains))
 
 
-def packed_group(packing: Packing, lanes: int, x: TensorType, w_bits: int, sum_bits: int, fold: Fold) -> Structure:
+@cache
+def packed_group(packing: Packing, lanes: int, simd: int, w_bits: int, sum_bits: int, multiplier: Multiplier) -> Structure:
     """``lanes`` rows that share multipliers: words, what tells the rows apart, trees of fields."""
-    simd, chain = fold.lanes_in, packing.chain
+    chain = packing.chain
     chains, spill = -(-simd // chain), sum(packing.spills[: lanes - 1])
     last = packing.total_bits - packing.offsets[-1]
     word = packing.offsets[lanes - 1] + last
-    if fold.multiplier == "dsp48e2":  # registers and sums lie in the slices
+    if multiplier == "dsp48e2":  # registers and sums lie in the slices
         words = waiting(simd, chain, lanes * w_bits) + Structure(chains * spill)
     else:
         words = Structure((simd - chains) * word, (2 * simd - chains) * word)
@@ -145,6 +147,7 @@ def packed_group(packing: Packing, lanes: int, x: TensorType, w_bits: int, sum_b
     return words + apart + trees + sums + Structure(dsp=simd)
 
 
+@cache
 def waiting(simd: int, chain: int, bits: int) -> Structure:
     """Operands of ``bits`` for the later slices of cascades: registers, or a LUT as shift register from three cycles on."""
     late = [k % chain for k in range(simd)]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from hw.engine import EngineUnit
 from hw.lib.deform_memory import DeformMemoryUnit
@@ -47,22 +48,21 @@ from .timing import Sliding, Times, Timing
 
 #: Frames of the schedule: the second meets what the first has left.
 FRAMES = 2
+#: Intervals within which all of it happens, with much to spare.
+MARGIN = 64
 #: Beats that a queue in memory can hold: more than any that is needed.
 ENOUGH = 1 << 40
+#: Arrivals from one look at a queue to the next (:func:`most_waiting`): a prime, so that bursts are seen in all their phases.
+STEP = 509
 #: Share of the interval in which a unit does a frame's work.
 PACE = 1.0
 
 
 def size_fifos(design: Design) -> list[Link]:
     """The design's links with the depth that each needs."""
-    arrivals, reads = simulate(design)
-    depths = (_depth(arrivals[i], reads[i], _joins(design, k)) for i, k in enumerate(design.links))
-    return [replace(k, depth=max(depth - _pooled(design, k), 0)) for k, depth in zip(design.links, depths, strict=True)]
-
-
-def _joins(design: Design, link: Link) -> bool:
-    """Whether the link ends where branches meet, so that one may wait for the other."""
-    return sum(_actor(k.target) == _actor(link.target) for k in design.links) > 1
+    ends = Counter(_actor(k.target) for k in design.links)  # where several end branches meet, and one may wait for the other
+    depths = {k.name: _depth(arrivals, reads, ends[_actor(k.target)] > 1) for k, arrivals, reads in simulate(design)}
+    return [replace(k, depth=max(depths[k.name] - _pooled(design, k), 0)) for k in design.links]
 
 
 def _pooled(design: Design, link: Link) -> int:
@@ -83,42 +83,60 @@ def _pooled(design: Design, link: Link) -> int:
 
 def _depth(arrivals: Times, reads: Times, joins: bool) -> int:
     """Beats on a link at most, with slack for pipelines that are deeper than the schedule assumes."""
-    waiting = np.arange(1, len(arrivals) + 1) - np.searchsorted(reads, arrivals, side="right")
-    most = int(waiting.max(initial=0))
+    most = most_waiting(arrivals, reads)
     if joins:
         return most + most // 8 + 4 * timing.LATENCY
     return most + 2 if most else 0
 
 
-def simulate(design: Design) -> tuple[list[Times], list[Times]]:
-    """(arrival, read) times of the beats on every link, in the order of ``design.links``."""
-    (image,) = design.graph.inputs
-    kind = design.graph.tensors[image].type
-    interval = max(u.frame_cycles for u in design.units.values())
-    frame = np.arange(kind.pixels, dtype=np.int64) * interval // kind.pixels
-    source = np.concatenate([frame + f * interval for f in range(FRAMES)])
-    incoming: dict[tuple[str, str], Times] = {(p.unit, p.port): source for p in design.inputs.values()}
-    taken: dict[tuple[str, str], Times] = {}
+def most_waiting(arrivals: Times, reads: Times) -> int:
+    """Beats that have come and are not taken, at most; both in order.
+
+    At most n wait if no beat comes before the n-th one in front of it is taken. A look at every ``STEP``-th arrival finds a number that is
+    close; then only the beats that come too early for that may have more before them.
+    """
+    if reads is arrivals:
+        return 0
+
+    def waiting(beats: npt.NDArray[np.int64]) -> int:
+        return int((beats + 1 - np.searchsorted(reads, arrivals[beats], side="right")).max(initial=0))
+
+    close = waiting(np.arange(0, len(arrivals), STEP))
+    late = np.flatnonzero(reads[: len(reads) - close] > arrivals[close:]) + close
+    return max(close, waiting(late))
+
+
+def simulate(design: Design) -> Iterator[tuple[Link, Times, Times]]:
+    """Every link with the times at which its beats come and are taken, one after the other: those of all links are gigabytes."""
+    incoming = dict.fromkeys(((p.unit, p.port) for p in design.inputs.values()), _image(design))
+    into = {(k.target.unit, k.target.port): k for k in design.links}
     after: dict[str, list[Link]] = {}
     for link in design.links:
         after.setdefault(link.source.unit, []).append(link)
-    ends = [k.target for k in design.links] + list(design.inputs.values())
-    waiting = Counter(_actor(p) for p in ends)
+    waiting = Counter(_actor(p) for p in [*(k.target for k in design.links), *design.inputs.values()])
     ready = [_actor(p) for p in design.inputs.values()]
     while ready:
         actor = ready.pop()
         unit = actor[0]
         ports = _in_ports(design, *actor)
-        result = _timing(design, *actor, [incoming[unit, p] for p in ports])
-        taken.update({(unit, p): t for p, t in zip(ports, result.reads, strict=True)})
+        arrivals = [incoming.pop((unit, p)) for p in ports]
+        result = _timing(design, *actor, arrivals)
+        yield from ((into[unit, p], a, r) for p, a, r in zip(ports, arrivals, result.reads, strict=True) if (unit, p) in into)
         outs = _out_ports(design, *actor)
         for link in (k for k in after.get(unit, []) if _actor(k.source) == actor):
             incoming[link.target.unit, link.target.port] = result.writes[outs.index(link.source.port)]
             waiting[_actor(link.target)] -= 1
             if not waiting[_actor(link.target)]:
                 ready.append(_actor(link.target))
-    keys = [(k.target.unit, k.target.port) for k in design.links]
-    return [incoming[k] for k in keys], [taken[k] for k in keys]
+
+
+def _image(design: Design) -> Times:
+    """When the image's pixels come: in 32 bits where no time comes near their end, for half the work."""
+    (image,) = design.graph.inputs
+    pixels = design.graph.tensors[image].type.pixels
+    frame = np.arange(pixels, dtype=np.int64) * design.interval // pixels
+    times = np.concatenate([frame + f * design.interval for f in range(FRAMES)])
+    return times.astype(np.int32) if MARGIN * design.interval < 1 << 31 else times
 
 
 def _actor(port: Port) -> tuple[str, str]:
@@ -151,7 +169,7 @@ def _timing(design: Design, unit: str, layer: str, arrivals: Sequence[Times]) ->
         return Timing(reads=(times,), writes=(times,) * made.outputs)
     if isinstance(made, Regroup):
         return timing.regroup(arrivals[0], made.channels, made.i_lanes.lanes, made.o_lanes.lanes)
-    pace = max(1.0, PACE * max(u.frame_cycles for u in design.units.values()) / made.frame_cycles)
+    pace = max(1.0, PACE * design.interval / made.frame_cycles)
     return _node_timing(design, design.nodes[unit], arrivals, pace)
 
 

@@ -66,12 +66,13 @@ class Choice:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What may be chosen for a node: folds, cycles a frame of each (n,), its price as multipliers (n,), and what each takes of the
-    device (n, 4)."""
+    device (n, 4); ``alike``: which folds have the same lanes."""
 
     folds: list[Fold]
     times: npt.NDArray[np.int64]
     lanes: npt.NDArray[np.float64]
     shares: Shares
+    alike: dict[Fold, list[int]]
 
 
 def shares_of(area: Area, device: Device) -> Shares:
@@ -80,8 +81,15 @@ def shares_of(area: Area, device: Device) -> Shares:
     return np.array(used) / (device.luts, device.flip_flops, device.multipliers, device.bram36)
 
 
+@cache
+def _bare(fold: Fold) -> Fold:
+    """Its lanes alone: kinds of multipliers, memories and line buffers left out."""
+    return replace(fold, memory="auto", multiplier="inferred", lines="ring")
+
+
 class Search:
-    """The options of a graph's nodes and their areas, computed once each (``like``: another search whose they are), beside an engine."""
+    """The options of a graph's nodes and their areas, computed once each (``like``: another search of the same graph, family and
+    multiplier whose they are), beside an engine."""
 
     def __init__(
         self, graph: Graph, device: Device, multiplier: Multiplier, pins: Mapping[str, Fold], engine: EnginePlan | None = None,
@@ -103,7 +111,8 @@ class Search:
         self.area: Callable[[int, Fold], Area] = like.area if like else cache(self._area)
         #: Whether line buffers may be tight: where tiles had to go to memory nothing else is left.
         self.tight = engine is not None and engine.store == "memory"
-        self.tried: Callable[[int, int], Options] = like.tried if like and like.tight == self.tight else self._twins()
+        self.tables: dict[object, Callable[[int, int], Options]] = like.tables if like else {}
+        self.tried = self.tables.setdefault((device, self.tight), self._twins())
 
     def _twins(self) -> Callable[[int, int], Options]:
         """:meth:`_tried`, once for all convolutions that differ only in their weights' values."""
@@ -143,7 +152,11 @@ class Search:
         found.sort(key=lambda f: (f.lanes_out, f.lanes_in))
         times = np.array([cycles(node, types, f) for f in found])
         lanes = np.array([LANE * products(node, f) for f in found])
-        return Options(folds=found, times=times, lanes=lanes, shares=np.array([shares_of(self.area(index, f), self.device) for f in found]))
+        shares = np.array([shares_of(self.area(index, f), self.device) for f in found])
+        alike: dict[Fold, list[int]] = {}
+        for k, fold in enumerate(found):
+            alike.setdefault(_bare(fold), []).append(k)
+        return Options(folds=found, times=times, lanes=lanes, shares=shares, alike=alike)
 
     def at(self, target: int, prices: Shares) -> tuple[dict[str, Fold] | None, float]:
         """The cheapest option of every node (None if one has none), and the price of all without that of multipliers, at the least."""
@@ -204,12 +217,11 @@ class Search:
                     continue
                 now, tried = folds[node.name], self.tried(index, 0)
                 rest = shares - shares_of(self.area(index, now), self.device)
-                for fold, time, share in zip(tried.folds, tried.times, tried.shares, strict=True):
-                    same = replace(fold, memory=now.memory, multiplier=now.multiplier, lines=now.lines) == now
-                    if same and fold != now and time <= target:
-                        most = float((rest + share).max())
+                for k in tried.alike[_bare(now)]:
+                    if tried.folds[k] != now and tried.times[k] <= target:
+                        most = float((rest + tried.shares[k]).max())
                         if most < (best[0] if best else float(shares.max())) - 1e-9:
-                            best = (most, node.name, fold, rest + share)
+                            best = (most, node.name, tried.folds[k], rest + tried.shares[k])
             if best is None:
                 return folds, float(shares.max())
             _, name, folds[name], shares = best

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import pairwise
 from math import ceil
 
 from hw.lib.movers import AHEAD, MARGIN
@@ -74,14 +76,27 @@ def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[N
     if any(not s.tiles for s in sizes.values()):
         return None
     chosen = {name: 0 for name in sizes}
+    in_time = row * device.memory_bits / 8 / (0.6 * device.memory_bytes)  # pixels of a job whose weights come meanwhile
+
+    def worth(name: str) -> tuple[bool, bool, float]:
+        s, k = sizes[name], chosen[name]
+        return s.tiles[k] < in_time, s.words(k + 1) <= USUAL, s.gains[k]
+
+    left = {n: worth(n) for n, s in sizes.items() if len(s.tiles) > 1}
+    moved = sum(s.traffic[0] for s in sizes.values())
     while True:
-        traffic = sum(s.traffic(chosen[n]) for n, s in sizes.items()) * made.data_bits / 8 / target
-        slow = {n for n, s in sizes.items() if s.tiles[chosen[n]] < row * device.memory_bits / 8 / (0.6 * device.memory_bytes)}
-        grow = [n for n in sizes if chosen[n] + 1 < len(sizes[n].tiles) and (n in slow or traffic + spent > RATE * device.memory_bytes)]
+        traffic = moved * made.data_bits / 8 / target
+        over = traffic + spent > RATE * device.memory_bytes
+        grow = [n for n, (slow, _, _) in left.items() if over or slow]
         if not grow:
             break
-        best = max(grow, key=lambda n: (n in slow, sizes[n].words(chosen[n] + 1) <= USUAL, sizes[n].gain(chosen[n])))
-        chosen[best] += 1
+        best = max(grow, key=lambda n: left[n])
+        k = chosen[best] = chosen[best] + 1
+        moved += sizes[best].traffic[k] - sizes[best].traffic[k - 1]
+        if k + 1 < len(sizes[best].tiles):
+            left[best] = worth(best)
+        else:
+            del left[best]
     if traffic + spent > RATE * device.memory_bytes:
         return None
     places = {}
@@ -97,7 +112,8 @@ def with_tiles(graph: Graph, device: Device, made: EnginePlan, nodes: Sequence[N
 
 class _Sizes:
     """A layer's words: ``front``, ``back`` a pixel, ``maps`` there and back a frame, ``weights`` a job; ``tiles`` that are whole blocks and
-    fit the rings."""
+    fit the rings, each with its ``traffic`` in words a frame, weights and tiles in front and behind twice; ``gains`` of the next larger
+    tile: words saved for each word of the rings that it takes."""
 
     def __init__(self, graph: Graph, made: EnginePlan, node: Node, row: int) -> None:
         after = requant_of(graph, node)
@@ -107,28 +123,25 @@ class _Sizes:
         self.weights = words(made, x.channels, y.channels, row)
         self.maps = 2 * x.pixels * (self.front + self.back)
         self.made, self.row, self.channels, self.outs = made, row, x.channels, y.channels
-        self.tiles = [
-            t for t in range(8, x.pixels + 1)
-            if x.pixels % t == 0 and not t * self.front % BLOCK and not t * self.back % BLOCK
-            and t * self.front <= MOST_OPERANDS and t * self.back <= MOST_RESULTS
-        ]  # fmt: skip
+        self.tiles = _tiles(x.pixels, self.front, self.back)
+        self.traffic = [self.weights * (x.pixels // tile) + self.maps for tile in self.tiles]
+        more = [(b - a) * (self.front + self.back) for a, b in pairwise(self.tiles)]
+        self.gains = [(a - b) / words for (a, b), words in zip(pairwise(self.traffic), more, strict=True)]
 
     def cycles(self, tile: int) -> int:
         """Cycles of a job whose weights are there."""
         return job_cycles(self.made, self.channels, self.outs, tile, self.row)
 
-    def traffic(self, k: int) -> int:
-        """Words a frame: weights, and tiles in front and behind twice."""
-        return self.weights * (self.pixels // self.tiles[k]) + self.maps
-
     def words(self, k: int) -> int:
         """Words of a tile of operands or of results, whichever has more."""
         return self.tiles[k] * max(self.front, self.back)
 
-    def gain(self, k: int) -> float:
-        """Words saved for each word of the rings that the next larger tile takes."""
-        more = (self.tiles[k + 1] - self.tiles[k]) * (self.front + self.back)
-        return (self.traffic(k) - self.traffic(k + 1)) / more
+
+@cache
+def _tiles(pixels: int, front: int, back: int) -> list[int]:
+    """Pixels of tiles that are whole blocks and fit the rings, ascending."""
+    most = min(pixels, MOST_OPERANDS // front, MOST_RESULTS // back)
+    return [t for t in range(8, most + 1) if pixels % t == 0 and not t * front % BLOCK and not t * back % BLOCK]
 
 
 def queues(design: Design, links: Sequence[Link]) -> Mapping[str, int]:
@@ -144,7 +157,7 @@ def queues(design: Design, links: Sequence[Link]) -> Mapping[str, int]:
         ports = [name for name, _ in in_ports(node, design.folds[node.name])]
         x = design.graph.tensors[node.inputs[ports.index(link.target.port)]].type
         beats = x.pixels * -(-x.channels // design.engine.stream)
-        interval = max(u.frame_cycles for u in design.units.values())
+        interval = design.interval
         if beats % (2 * BLOCK) == 0 and beats * turns < PACE * interval:
             found[f"{link.target.unit}.{link.target.port}"] = power(MARGIN + beats // (2 * BLOCK))
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from hw.params import DeformRing, Window
 
 from .fold import beats
 
-Times = npt.NDArray[np.int64]
+Times = npt.NDArray[np.signedinteger[Any]]
 
 #: Cycles that a block takes to memory and back, with the others' waiting there taken in.
 MEMORY = 2000
@@ -37,8 +38,21 @@ class Timing:
 
 def serve(ready: Times, cost: float) -> Times:
     """Completion times of jobs served in order, each taking ``cost`` cycles and not starting before it is ``ready``."""
-    k = np.arange(len(ready), dtype=np.int64)
-    result: Times = np.ceil(np.maximum.accumulate(ready - k * cost) + (k + 1) * cost).astype(np.int64)
+    if float(cost).is_integer():  # the same in whole numbers, which is faster
+        busy = np.arange(0, len(ready) * int(cost), int(cost), dtype=ready.dtype)
+        whole: Times = ready - busy
+        np.maximum.accumulate(whole, out=whole)
+        busy += int(cost)
+        whole += busy
+        return whole
+    k = np.arange(len(ready), dtype=np.float64)
+    start = k * cost
+    np.subtract(ready, start, out=start)
+    np.maximum.accumulate(start, out=start)
+    k += 1
+    k *= cost
+    start += k
+    result: Times = np.ceil(start, out=start).astype(ready.dtype)
     return result
 
 
@@ -59,10 +73,9 @@ def regroup(arrivals: Times, channels: int, lanes_in: int, lanes_out: int) -> Ti
     n_in, n_out = beats(channels, lanes_in), beats(channels, lanes_out)
     pixels = len(arrivals) // n_in
     last = np.minimum((np.arange(n_out) + 1) * lanes_out, channels) - 1
-    needs = (np.arange(pixels)[:, None] * n_in + last // lanes_in).ravel()
-    done = serve(arrivals[needs], 1)
+    done = serve(arrivals.reshape(pixels, n_in).take(last // lanes_in, axis=1).ravel(), 1)
     first_user = np.minimum(np.arange(n_in) * lanes_in // lanes_out, n_out - 1)
-    taken = done[(np.arange(pixels)[:, None] * n_out + first_user).ravel()]
+    taken = done.reshape(pixels, n_out).take(first_user, axis=1).ravel()
     return Timing(reads=(np.maximum(arrivals, taken),), writes=(done + LATENCY,))
 
 
@@ -104,7 +117,7 @@ def all_taps(
     moves[..., 0], moves[:, :, 0, 0] = pixel, row
     moves[:, 0, 0, 0] = first
     steps = (moves.reshape(frames, -1).cumsum(axis=1) + np.arange(frames)[:, None] * height * width * groups).ravel()
-    tail = np.arange(max(steps[-1] + 1 - len(arrivals), 0)) + arrivals[-1] + 1
+    tail = np.arange(1, max(steps[-1] + 1 - len(arrivals), 0) + 1, dtype=arrivals.dtype) + arrivals[-1]
     ready = np.concatenate([arrivals, tail])[steps]
     done = serve(ready if also is None else np.maximum(ready, also), cost)
     before = np.searchsorted(steps, np.arange(len(arrivals)), side="right") - 1  # the output that a beat waits for
@@ -124,7 +137,7 @@ def decode(
     heat = all_taps(arrivals[0], frames, shape, window, 1, with_them)
     taken = heat.writes[0][groups - 1 :: groups] - LATENCY
     last = taken.reshape(frames, -1)[:, -1:]
-    return Timing(reads=(heat.reads[0], taken, taken), writes=((last + LATENCY + np.arange(records)).ravel(),))
+    return Timing(reads=(heat.reads[0], taken, taken), writes=((last + LATENCY + np.arange(records, dtype=last.dtype)).ravel(),))
 
 
 def reduce(arrivals: Times, frames: int, per_pixel: int) -> Timing:
@@ -163,7 +176,7 @@ def matvec(vectors: Times, folds_in: int, folds_out: int, pace: float) -> tuple[
     could."""
     busy = folds_in * folds_out * pace
     start = serve(vectors, busy) - int(busy)
-    writes = start[:, None] + ((np.arange(folds_out) + 1) * folds_in * pace).astype(np.int64) + LATENCY
+    writes = start[:, None] + ((np.arange(folds_out) + 1) * folds_in * pace).astype(start.dtype) + LATENCY
     return start, writes.ravel()
 
 
@@ -171,7 +184,8 @@ def pointwise(arrivals: Times, folds_in: int, folds_out: int, pace: float) -> Ti
     """Matrix-vector unit with a double buffer: pixel p loads while pixel p - 1 is computed."""
     loads = arrivals.reshape(-1, folds_in)
     start, writes = matvec(loads[:, -1], folds_in, folds_out, pace)
-    free = np.concatenate([[0], start[:-1]])
+    free = np.zeros_like(start)
+    free[1:] = start[:-1]
     return Timing(reads=(np.maximum(loads, free[:, None]).ravel(),), writes=(writes,))
 
 
@@ -184,7 +198,7 @@ def engine(arrivals: Times, sizes: tuple[int, int, int], job: int, wait: int, la
     tile, beats_in, beats_out = sizes
     whole = arrivals.reshape(-1, tile * beats_in)
     turn = max(layers, 3)
-    words = serve(whole[:, -1] + wait, job)[:, None] + (np.arange(tile * beats_out) + 1) * turn
+    words = serve(whole[:, -1] + wait, job)[:, None] + np.arange(1, tile * beats_out + 1, dtype=arrivals.dtype) * turn
     return Timing(reads=(arrivals,), writes=(serve(words.ravel(), turn) + LATENCY,))
 
 
