@@ -221,13 +221,15 @@ def compile_(
         raise WarploomError("--max and --pareto are about a device: give --device")
     if multiplier not in (None, *get_args(Multiplier)):
         raise WarploomError(f"--multiplier must be one of {', '.join(get_args(Multiplier))}, not {multiplier!r}")
+    outputs: dict[str, Any] = {"maps": detections == 0, "boxes": _boxes(detections, threshold)}
     if pareto:
         assert device is not None
-        _show_pareto(steps.pareto(run, device=device, clock_hz=clock, model=model, multiplier=multiplier, step=say), as_json)
+        points = steps.pareto(run, device=device, clock_hz=clock, model=model, multiplier=multiplier, step=say, **outputs)
+        _show_pareto(points, as_json)
         return
     target = cycles if fps is None else int(clock / fps)
     options: dict[str, Any] = {"target_cycles": target, "folding": folding, "device": device, "multiplier": multiplier, "axi": axi}
-    options |= {"prove": prove, "maps": detections == 0, "boxes": _boxes(detections, threshold)}
+    options |= {"prove": prove, **outputs}
     record = steps.compile(run, model=model, step=say, **options)
     if "choice" in record:
         say(record["choice"]["limit"])

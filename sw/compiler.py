@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -44,6 +44,14 @@ def load_graph(model: Path) -> Graph:
     return run_all(qonnx.load(model))[0]
 
 
+def decoded(graph: Graph, boxes: Boxes | None = None, maps: bool = False) -> tuple[Graph, Boxes | None]:
+    """The graph with a decoder behind its heads, if it has one (``boxes``, ``maps``: see :func:`compile`), and what that gives."""
+    if maps or (boxes is None and heads(graph) is None):
+        return graph, None
+    boxes = boxes or Boxes()
+    return with_decoder(graph, boxes), boxes
+
+
 def compile(
     model: Path,
     out: Path,
@@ -75,9 +83,7 @@ def compile(
         return found
     step("reading the model")
     graph, passes = run_all(qonnx.load(model), prove=prove)
-    if not maps and (boxes is not None or heads(graph) is not None):
-        boxes = boxes or Boxes()
-        graph = with_decoder(graph, boxes)
+    graph, given = decoded(graph, boxes, maps)
     step("choosing foldings")
     pins, engine = (read_pins(folding), read_engine(folding)) if folding else (None, None)
     choice = None
@@ -90,7 +96,7 @@ def compile(
         step("sizing FIFOs")
         design.links = size_fifos(design)
     record = describe(design) | {"key": key, "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
-    record["boxes"] = asdict(boxes) if boxes and not maps else None
+    record["boxes"] = asdict(given) if given else None
     record["passes"] = {"proved_on": prove, "done": [asdict(p) for p in passes]}
     if choice is not None:
         record["choice"] = {"device": device, "limit": choice.limit, "shares": choice.shares, "proved_too_short": choice.too_short}
@@ -214,6 +220,7 @@ def describe(design: Design) -> dict[str, Any]:
         "lanes": sum(u.multipliers for u in design.units.values() if not isinstance(u, RequantUnit)),
         "weight_bytes": weight_bytes(graph),
         "area": sum(areas.values(), estimate.Area()).record(),
+        "area_by_family": {f: sum(estimate.design(design, f).values(), estimate.Area()).record() for f in get_args(estimate.Family)},
         "memory": estimate.memories(design),
         "interval_cycles": design.interval,
         "notes": list(graph.notes),

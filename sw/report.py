@@ -70,7 +70,7 @@ def summarize(record: dict[str, Any]) -> dict[str, Any]:
         "tensors_removed": verified.get("tensors_removed"),
         "values_compared": verified.get("values_compared"),
         "first_mismatch": verified.get("first_mismatch"),
-        "area_estimate": design["area"],
+        "area_estimate": design["area_by_family"],
     }
     both = summary["ap50"]
     if "torch-float" in both and "torch-quantized" in both:
@@ -153,13 +153,13 @@ def _figures(record: dict[str, Any], run: Path) -> Section:
 
 
 def _area(record: dict[str, Any], run: Path) -> Section:
-    area = record["summary"]["area_estimate"]
     rows = []
     for device in DEVICES.values():
+        area = record["summary"]["area_estimate"][device.family]
         for key, have in (("lut", device.luts), ("ff", device.flip_flops), ("dsp", device.multipliers), ("bram36", device.bram36)):
             rows.append((device.name, key, f"{area[key]:,.0f}", f"{have:,.0f}", f"{100 * area[key] / have:.0f} %"))
     text = (
-        "Estimate from sizes alone (sw/estimate), not synthesis, in LUTs of six inputs (a device of four needs more); "
+        "Estimate from sizes alone (sw/estimate), not synthesis, in LUTs and multipliers of each device's family; "
         f"printed by `warploom compile --run {run} --json`."
     )
     return Section(title="Area estimate", header=("device", "resource", "estimate", "device has", "share"), rows=tuple(rows), text=text)

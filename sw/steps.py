@@ -140,11 +140,13 @@ def compile(run: Path, *, model: Path | None = None, step: compiler.Step = lambd
 
 
 def pareto(
-    run: Path, *, device: str, clock_hz: float, model: Path | None = None, multiplier: Any = None, step: compiler.Step = lambda _: None
-) -> list[dict[str, Any]]:
+    run: Path, *, device: str, clock_hz: float, model: Path | None = None, multiplier: Any = None, boxes: Any = None, maps: bool = False,
+    step: compiler.Step = lambda _: None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Area against frame rate for ``device``: run/pareto-<device>.json and .png."""
     target = target_of(device)
-    points = pareto_points(model or run / "model.onnx", target, clock_hz=clock_hz, multiplier=multiplier, step=step)
+    graph, _ = compiler.decoded(compiler.load_graph(model or run / "model.onnx"), boxes, maps)
+    points = pareto_points(graph, target, clock_hz=clock_hz, multiplier=multiplier, step=step)
     budget = {"lut": target.luts, "ff": target.flip_flops, "dsp": target.multipliers, "bram36": target.bram36}
     with whole_file(run / f"pareto-{device}.json") as file:
         file.write_text(json.dumps({"device": device, "clock_hz": clock_hz, "budget": budget, "points": points}, indent=1))

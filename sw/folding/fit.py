@@ -41,7 +41,7 @@ def fit(
     The queues of a design that is too fast leave little room or none beside them, so if only a much slower one fits there, intervals that
     are longer and longer are aimed at until what is built fits. Errors as of :func:`sw.folding.search.search`.
     """
-    work = _Fitting(graph, device, multiplier, step)
+    work = Fitting(graph, device, multiplier, step)
     first = work.first(target, pins, engine)
     found, error = None, CompileError()
     try:
@@ -52,7 +52,7 @@ def fit(
         aim = round(first.interval * factor)
         if found and found.interval <= aim and work.fits(found):
             break
-        longer = work.beside(work.first(aim, pins, None), aim, pins, None)
+        longer = work.at(aim, pins)
         if work.fits(longer):
             return replace(longer, too_short=first.too_short)
     if found is None:
@@ -60,8 +60,8 @@ def fit(
     return found
 
 
-class _Fitting:
-    """The searches of one :func:`fit`: areas, units and designs that they have in common are made once."""
+class Fitting:
+    """Searches of one graph for one device: areas, units and designs that they have in common are made once."""
 
     def __init__(self, graph: Graph, device: Device, multiplier: Multiplier | None, step: Callable[[str], None]) -> None:
         self.graph, self.device, self.step = graph, device, step
@@ -83,10 +83,17 @@ class _Fitting:
             self.designs[key] = built(self.graph, choice, self.units)
         return self.designs[key]
 
+    def area(self, choice: Choice) -> Area:
+        """What the whole design takes, queues and gearboxes too."""
+        return sum(estimate.design(self.built(choice), self.device.family).values(), Area())
+
     def fits(self, choice: Choice) -> bool:
         """Whether the whole design is estimated to fit."""
-        area = sum(estimate.design(self.built(choice), self.device.family).values(), Area())
-        return bool(shares_of(area, self.device).max() <= 1)
+        return bool(shares_of(self.area(choice), self.device).max() <= 1)
+
+    def at(self, target: int, pins: dict[str, Fold] | None = None, engine: EnginePlan | None = None) -> Choice:
+        """The smallest that is found for an interval, queues and gearboxes known."""
+        return self.beside(self.first(target, pins, engine), target, pins, engine)
 
     def beside(self, choice: Choice, target: int | None, pins: dict[str, Fold] | None, engine: EnginePlan | None) -> Choice:
         """The choice that is found beside the queues and gearboxes of the one before, until it fits or comes again. Where the engine's

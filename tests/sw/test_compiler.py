@@ -47,6 +47,8 @@ def test_the_record_has_what_later_steps_need(compiled: Path) -> None:
     assert design["interval_cycles"] >= max(n["cycles"] for n in design["nodes"])
     assert all(n["cycles"] == n["planned_cycles"] for n in design["nodes"])
     assert set(design["area"]) == {"lut", "ff", "dsp", "bram36"} and design["area"]["lut"] > 0
+    by_family = design["area_by_family"]
+    assert by_family["xcup"] == design["area"] and by_family["ecp5"]["lut"] > by_family["xcup"]["lut"]
     assert "probe_valid" not in (compiled / "compiled" / "accelerator.v").read_text()
 
 

@@ -13,9 +13,9 @@ from sw.compiler import load_graph
 from sw.errors import CompileError
 from sw.estimate import Area, Family
 from sw.folding import fit as fitting
-from sw.folding.fit import LOOKS, built, fit
+from sw.folding.fit import LOOKS, Fitting, built, fit
 from sw.folding.search import search
-from sw.graph import Graph
+from sw.graph import Graph, Node
 from sw.lower import Design
 from sw.targets import DEVICES
 from sw.testing import micro_network
@@ -87,3 +87,24 @@ def test_queues_are_priced_as_the_device_prices_them(graph: Graph, monkeypatch: 
     families = with_queues(monkeypatch, lambda _: 0)
     fit(graph, DEVICES["lfe5u-85f"], None, None, None, None, quiet)
     assert set(families) == {"ecp5"}
+
+
+def test_searches_of_one_fit_make_equal_units_and_areas_once(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    area = estimate.area
+
+    def counted(node: Node, *rest: Any) -> Area:
+        asked.append(node.name)
+        return area(node, *rest)
+
+    monkeypatch.setattr(estimate, "area", counted)
+    work = Fitting(graph, DEVICE, None, quiet)
+    fast, slow = work.first(None, None, None), work.at(4 * search(graph, DEVICE).interval)
+    one, other = work.built(fast), work.built(slow)
+    assert work.built(fast) is one and fast.folds != slow.folds
+    for name, node in one.nodes.items():
+        assert (one.units[name] is other.units[name]) == (fast.folds[node.name] == slow.folds[node.name])
+    assert built(graph, fast).units["dec1_deform_node"] is not one.units["dec1_deform_node"]  # hardware is never shared
+    assert asked and slow == fit(graph, DEVICE, 4 * search(graph, DEVICE).interval, None, None, None, quiet)
+    asked.clear()
+    assert work.at(slow.interval) == work.at(slow.interval) and not asked

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sw import estimate
 from sw.cli import app
-from sw.compiler import load_graph
+from sw.compiler import load_graph, searched
+from sw.estimate import Area
 from sw.folding.fold import floor_cycles
 from sw.folding.pareto import SPAN, pareto_points
 from sw.targets import target_of
@@ -22,12 +24,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_slower_points_are_smaller(run: Path) -> None:
-    points = pareto_points(run / "model.onnx", target_of("xczu3eg"), clock_hz=250e6)
-    floor = floor_cycles(load_graph(run / "model.onnx"))
+    graph = load_graph(run / "model.onnx")
+    points, floor = pareto_points(graph, target_of("xczu3eg"), clock_hz=250e6), floor_cycles(graph)
     assert len(points) >= 4 and floor <= points[0]["cycles"] <= points[-1]["cycles"] <= SPAN * floor
     for fast, slow in pairwise(points):
         assert fast["cycles"] < slow["cycles"] and fast["share"] > slow["share"] and fast["fps"] > slow["fps"]
     assert all(p["fits"] == (p["share"] <= 1) for p in points)
+
+
+@pytest.mark.parametrize("device", ["xczu3eg", "lfe5u-85f"])
+def test_a_point_is_what_compile_makes_at_its_interval(run: Path, device: str) -> None:
+    graph, target = load_graph(run / "model.onnx"), target_of(device)
+    for point in pareto_points(graph, target, clock_hz=100e6)[::3]:
+        design, choice = searched(graph, target, point["cycles"], None, None, None, lambda _: None)
+        area = sum(estimate.design(design, target.family).values(), Area())
+        assert choice.interval == point["cycles"] and area.record() == {k: point[k] for k in area.record()}
 
 
 def test_the_command_writes_table_and_plot(run: Path) -> None:

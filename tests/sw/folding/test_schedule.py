@@ -11,9 +11,9 @@ from sim.accelerator import VerilatorAccelerator
 from sw import compiler
 from sw.engine import EnginePlan, Place, requant_of
 from sw.errors import DeviceError
-from sw.folding import timing
+from sw.folding import schedule, timing
 from sw.folding.fold import choose
-from sw.folding.schedule import simulate, size_fifos
+from sw.folding.schedule import most_waiting, simulate, size_fifos
 from sw.lower import Design, identifier, lower
 from sw.ops import Deform
 from sw.testing import QonnxWriter, micro_network, nano_network
@@ -53,6 +53,28 @@ def test_every_beat_is_read_after_it_came(design: Design) -> None:
     assert sorted(k.name for k, _, _ in found) == sorted(k.name for k in design.links)
     for link, a, r in found:
         assert len(a) == len(r) and (r >= a).all() and (np.diff(a) >= 0).all(), link.name
+
+
+def test_most_waiting_counts_what_a_plain_queue_holds() -> None:
+    rng = np.random.default_rng(1)
+    for size, gap, cost in ((1, 3, 2), (40, 1, 1), (600, 3, 2), (3000, 2, 3), (5000, 7, 3)):
+        burst = rng.integers(1, 9, size)
+        arrivals = np.repeat(np.cumsum(rng.integers(0, gap * 8, size)), burst)  # some come together
+        reads = timing.serve(arrivals, cost)
+        taken, most = 0, 0
+        for come, arrival in enumerate(arrivals, 1):
+            while taken < len(reads) and reads[taken] <= arrival:
+                taken += 1
+            most = max(most, come - taken)
+        assert most_waiting(arrivals, reads) == most
+    assert most_waiting(arrivals, arrivals) == most_waiting(arrivals, arrivals.copy()) == 0
+
+
+def test_times_in_32_bits_give_the_depths_of_64(design: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {a.dtype for _, a, _ in simulate(design)} == {r.dtype for _, _, r in simulate(design)} == {np.dtype(np.int32)}
+    short = [k.depth for k in size_fifos(design)]
+    monkeypatch.setattr(schedule, "MARGIN", 1 << 31)
+    assert {a.dtype for _, a, _ in simulate(design)} == {np.dtype(np.int64)} and [k.depth for k in size_fifos(design)] == short
 
 
 def test_branches_that_wait_for_each_other_get_room(design: Design) -> None:
