@@ -43,6 +43,18 @@ def test_bound_is_below_every_choice(graph: Graph) -> None:
         assert folds is not None and max(shares_of(state.total(folds), ZU3EG)) >= max(bound, least)
 
 
+def test_a_search_like_another_has_its_areas_but_its_own_shares(graph: Graph) -> None:
+    part = replace(ZU3EG, luts=9_000, bram36=12)
+    whole = Search(graph, ZU3EG, "packed27", {})
+    for index in range(len(graph.nodes)):
+        whole.tried(index, 4)
+    like, alone = Search(graph, part, "packed27", {}, like=whole), Search(graph, part, "packed27", {})
+    for index in range(len(graph.nodes)):
+        assert np.array_equal(like.tried(index, 4).shares, alone.tried(index, 4).shares)
+        assert like.area(index, Fold(lanes_in=1, lanes_out=1)) is whole.area(index, Fold(lanes_in=1, lanes_out=1))
+    assert Search(graph, ZU3EG, "packed27", {}, like=like).tried(0, 4) is whole.tried(0, 4)
+
+
 def test_of_folds_that_take_about_the_same_the_one_with_fewer_multipliers(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     def lanes() -> int:
         folds = search(graph, ZU3EG, target=3 * floor_cycles(graph)).folds
