@@ -219,6 +219,8 @@ def compile_(
         raise WarploomError("--fps, --cycles and --max say how fast it shall be: give one")
     if (fastest or pareto) and device is None:
         raise WarploomError("--max and --pareto are about a device: give --device")
+    if pareto and (fastest or folding or axi or prove or cycles is not None or fps is not None):
+        raise WarploomError("--pareto only plans, at intervals of its own: leave out --max, --cycles, --fps, --folding, --axi and --prove")
     if multiplier not in (None, *get_args(Multiplier)):
         raise WarploomError(f"--multiplier must be one of {', '.join(get_args(Multiplier))}, not {multiplier!r}")
     outputs: dict[str, Any] = {"maps": detections == 0, "boxes": _boxes(detections, threshold)}

@@ -206,6 +206,7 @@ def describe(design: Design) -> dict[str, Any]:
     graph = design.graph
     (image,) = graph.inputs
     areas = estimate.design(design)
+    by_family = {f: sum(estimate.design(design, f).values(), estimate.Area()).record() for f in get_args(estimate.Family)}
     return {
         "input": _stream("image", image, graph, design.inputs["image"].lanes),
         "outputs": [_stream(identifier(t), t, graph, design.ports[t].lanes) for t in graph.outputs],
@@ -219,8 +220,8 @@ def describe(design: Design) -> dict[str, Any]:
         "multipliers": sum(u.multipliers for u in design.units.values()),
         "lanes": sum(u.multipliers for u in design.units.values() if not isinstance(u, RequantUnit)),
         "weight_bytes": weight_bytes(graph),
-        "area": sum(areas.values(), estimate.Area()).record(),
-        "area_by_family": {f: sum(estimate.design(design, f).values(), estimate.Area()).record() for f in get_args(estimate.Family)},
+        "area": by_family["xcup"],
+        "area_by_family": by_family,
         "memory": estimate.memories(design),
         "interval_cycles": design.interval,
         "notes": list(graph.notes),

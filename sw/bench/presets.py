@@ -8,7 +8,6 @@ from typing import Any
 
 from sw import compiler, estimate, steps
 from sw.cache import ROOT, digest
-from sw.detections import Boxes, with_decoder
 from sw.errors import CompileError, WarploomError
 from sw.estimate import Area
 from sw.files import new_folder, whole_file
@@ -64,7 +63,7 @@ def _record(name: str, network: str, device: Device, base: Path, step: Step) -> 
     if path.is_file() and (found := json.loads(path.read_text()))["key"] == key:
         return dict(found["record"])
     facts = {"preset": name, "network": network, "device": device.name}
-    record = facts | _searched(with_decoder(compiler.load_graph(model), Boxes()), device, lambda text: step(f"{said}: {text}"))
+    record = facts | _searched(compiler.decoded(compiler.load_graph(model))[0], device, lambda text: step(f"{said}: {text}"))
     with whole_file(path) as file:
         file.write_text(json.dumps({"key": key, "record": record}, indent=1))
     return record

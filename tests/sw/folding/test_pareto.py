@@ -47,3 +47,9 @@ def test_the_command_writes_table_and_plot(run: Path) -> None:
     written = json.loads((run / "pareto-xczu3eg.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == written["points"]
     assert (run / "pareto-xczu3eg.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", [["--folding", "f.json"], ["--fps", "3"], ["--cycles", "9"], ["--max"], ["--axi"], ["--prove", "1"]])
+def test_what_it_would_ignore_is_refused(run: Path, option: list[str]) -> None:
+    done = CliRunner().invoke(app, ["compile", "--run", str(run), "--device", "xczu3eg", "--pareto", *option])
+    assert done.exit_code != 0 and "leave out" in done.output + str(done.exception)
